@@ -1,0 +1,2 @@
+//! Benchmarks of e2d beside a real etcd.
+fn main() {}

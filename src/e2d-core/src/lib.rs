@@ -1,0 +1,1 @@
+//! The rules of e2d: everything that decides, and nothing that touches the world.

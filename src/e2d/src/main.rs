@@ -1,0 +1,2 @@
+//! The `e2d` command.
+fn main() {}
