@@ -1,1 +1,7 @@
 //! The rules of e2d: everything that decides, and nothing that touches the world.
+//!
+//! No clock, no socket, no disk, no random source: everything in here is a function of its arguments, so that a whole
+//! cluster can run in one thread from one seed.
+
+pub mod ids;
+pub mod mvcc;
