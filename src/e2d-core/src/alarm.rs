@@ -18,3 +18,5 @@ impl Alarms {
 }
 #[allow(missing_docs)]
 impl Alarm { pub fn to_bytes(self)->[u8;9]{let mut b=[0;9];b[..8].copy_from_slice(&self.member.0.to_be_bytes());b[8]=self.kind as u8;b} }
+#[allow(missing_docs)]
+impl Alarm { pub fn from_bytes(b:&[u8])->Option<Alarm>{ let (m,k)=b.split_at_checked(8)?; Some(Alarm{member:MemberId(u64::from_be_bytes(m.try_into().ok()?)),kind:match k{[0]=>AlarmKind::NoSpace,[1]=>AlarmKind::Corrupt,_=>return None}})} }

@@ -24,14 +24,12 @@ pub struct Machine {
     /// Shared with whoever renews leases and looks at their time; both hold it for moments.
     leases: Arc<Mutex<Lessor>>,
     alarms: Alarms,
-    /// Bytes of all records that were written and not compacted away.
-    size: u64,
 }
 
 impl Machine {
     /// Goes on from what the durable tables hold.
-    pub fn new(published: Published, leases: Arc<Mutex<Lessor>>, alarms: Alarms, size: u64) -> Machine {
-        Machine { published, leases, alarms, size }
+    pub fn new(published: Published, leases: Arc<Mutex<Lessor>>, alarms: Alarms) -> Machine {
+        Machine { published, leases, alarms }
     }
 
     /// What readers may see.
@@ -42,16 +40,6 @@ impl Machine {
     /// The alarms.
     pub fn alarms(&self) -> &Alarms {
         &self.alarms
-    }
-
-    /// Bytes of all records that were written and not compacted away.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Records were removed by a compaction.
-    pub fn shrink(&mut self, bytes: u64) {
-        self.size = self.size.saturating_sub(bytes);
     }
 
     fn leases(&self) -> MutexGuard<'_, Lessor> {
@@ -73,10 +61,8 @@ impl Machine {
             Ok(()) => {
                 let mut writer = Writer::new(self, view, now, changes);
                 let response = writer.write(request)?;
-                let written = writer.written;
-                if written.events > 0 {
+                if writer.events > 0 {
                     self.published.revision = self.published.revision.next();
-                    self.size += written.bytes;
                 }
                 Ok(response)
             }
@@ -210,12 +196,6 @@ pub fn read_only_txn<T: Tables>(
     Ok(Ok(TxnResponse { succeeded, results }))
 }
 
-#[derive(Clone, Copy, Default)]
-struct Written {
-    events: u32,
-    bytes: u64,
-}
-
 /// Writes one request that was checked. All its events have the same revision.
 struct Writer<'a, 't, T> {
     machine: &'a mut Machine,
@@ -224,13 +204,14 @@ struct Writer<'a, 't, T> {
     now: Tick,
     changes: &'a mut Vec<Change>,
     before: Revision,
-    written: Written,
+    /// How many were written.
+    events: u32,
 }
 
 impl<'a, 't, T: Tables> Writer<'a, 't, T> {
     fn new(machine: &'a mut Machine, view: &'a View<'t, T>, now: Tick, changes: &'a mut Vec<Change>) -> Self {
         let before = machine.published.revision;
-        Writer { machine, view, now, changes, before, written: Written::default() }
+        Writer { machine, view, now, changes, before, events: 0 }
     }
 
     fn write(&mut self, request: Request) -> Result<Response, StoreError> {
@@ -294,11 +275,11 @@ impl<'a, 't, T: Tables> Writer<'a, 't, T> {
 
     /// The revision as an operation sees it at this point.
     fn seen(&self) -> Revision {
-        if self.written.events > 0 { self.before.next() } else { self.before }
+        if self.events > 0 { self.before.next() } else { self.before }
     }
 
     fn place(&self) -> At {
-        At { main: self.before.next(), sub: self.written.events }
+        At { main: self.before.next(), sub: self.events }
     }
 
     fn put(&mut self, put: &Put) -> Result<PutResponse, StoreError> {
@@ -357,8 +338,7 @@ impl<'a, 't, T: Tables> Writer<'a, 't, T> {
     }
 
     fn push(&mut self, record: Record, previous: Option<Record>) {
-        self.written.events += 1;
-        self.written.bytes += record.as_ref().size();
+        self.events += 1;
         self.view.layers().active.push(record.clone());
         self.changes.push(Change { record, previous });
     }

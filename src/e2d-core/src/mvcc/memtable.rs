@@ -40,6 +40,7 @@ struct Inner {
     events: Vec<(At, Record)>,
     rows: BTreeMap<(Table, Bytes), Option<Bytes>>,
     bytes: usize,
+    record_bytes: u64,
 }
 
 /// What a key or an event costs beside its bytes: map nodes, counters, allocator overhead.
@@ -52,6 +53,7 @@ impl Memtable {
         let mut inner = self.write();
         debug_assert!(inner.events.last().is_none_or(|(last, _)| *last < at), "events come in order");
         inner.bytes += record.bytes().len() + ENTRY_OVERHEAD;
+        inner.record_bytes += record.as_ref().size();
         inner.events.push((at, record.clone()));
         inner.heads.insert(key, record);
     }
@@ -111,6 +113,11 @@ impl Memtable {
     /// Bytes of memory, roughly.
     pub fn bytes(&self) -> usize {
         self.read().bytes
+    }
+
+    /// Bytes that its events count for against the quota.
+    pub fn record_bytes(&self) -> u64 {
+        self.read().record_bytes
     }
 
     /// Whether there is nothing to commit.

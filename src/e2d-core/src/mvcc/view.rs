@@ -55,6 +55,12 @@ pub enum StoreError {
         /// What contradicts what.
         what: String,
     },
+    /// There is no space on the disk.
+    #[error("{doing}: no space left on the disk of the data directory: free some, then start again; nothing acknowledged is lost")]
+    DiskFull {
+        /// The operation.
+        doing: &'static str,
+    },
     /// The database says no.
     #[error("{doing}: {cause}")]
     Io {
