@@ -4,4 +4,5 @@
 //! cluster can run in one thread from one seed.
 
 pub mod ids;
+pub mod lease;
 pub mod mvcc;
