@@ -1,7 +1,7 @@
 //! The lessor: which leases there are, which keys hang on them, and when one has run out.
 //!
 //! ```text
-//!  replicated, the same on every member             of the leader alone
+//!  replicated, the same on every member            of the leader alone
 //!  grant  revoke  attach  detach                   promote  renew  demote
 //!  expire  checkpoint  ◄──── apply ◄──── log ◄──── due  checkpoints_due
 //! ```
@@ -119,8 +119,8 @@ pub struct Row {
 /// How long a lease has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeToLive {
-    /// Whole seconds until the deadline, rounded down as etcd does: right after a grant of 5 s it is 4, and in the
-    /// last second 0. May exceed `granted_seconds` after a change of leader.
+    /// Whole seconds until the deadline, rounded down as etcd does: a moment after a grant of 5 s it is 4, and in
+    /// the last second 0. May exceed `granted_seconds` after a change of leader.
     pub remaining_seconds: u64,
     /// What it was granted, in seconds.
     pub granted_seconds: u64,
@@ -248,8 +248,10 @@ impl Lessor {
     /// Ends a lease because its time is up, as [`Lessor::revoke`] does. A lease that was granted anew since is another
     /// one, and is left alone.
     pub fn expire(&mut self, life: Life) -> Result<Vec<Bytes>, NotFound> {
-        self.living(life).ok_or(NotFound(life.id))?;
-        self.revoke(life.id)
+        match self.leases.get(&life.id) {
+            Some(lease) if lease.granted_at == life.granted_at => self.revoke(life.id),
+            _ => Err(NotFound(life.id)),
+        }
     }
 
     /// Records what the lease had left when this was proposed; `None` clears it. A checkpoint of a life that has
@@ -314,10 +316,6 @@ impl Lessor {
     /// The keys that hang on a lease, in ascending order; none when there is no such lease.
     pub fn keys(&self, id: LeaseId) -> impl Iterator<Item = &[u8]> {
         self.leases.get(&id).into_iter().flat_map(|lease| lease.keys.iter())
-    }
-
-    fn living(&self, life: Life) -> Option<&Lease> {
-        self.leases.get(&life.id).filter(|lease| lease.granted_at == life.granted_at)
     }
 
     /// A number for a lease whose client leaves the choice to the server: positive, and free in the view of this
@@ -571,7 +569,7 @@ fn millis(seconds: u64) -> u64 {
 enum AttachedKeys {
     None,
     One(Box<[u8]>),
-    Many(Box<BTreeSet<Box<[u8]>>>),
+    Many(BTreeSet<Box<[u8]>>),
 }
 
 impl AttachedKeys {
@@ -580,7 +578,7 @@ impl AttachedKeys {
             AttachedKeys::None => *self = AttachedKeys::One(key.into()),
             AttachedKeys::One(one) if **one == *key => {}
             AttachedKeys::One(one) => {
-                *self = AttachedKeys::Many(Box::new(BTreeSet::from([std::mem::take(one), key.into()])));
+                *self = AttachedKeys::Many(BTreeSet::from([std::mem::take(one), key.into()]));
             }
             AttachedKeys::Many(keys) => {
                 if !keys.contains(key) {
