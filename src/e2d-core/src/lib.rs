@@ -4,6 +4,7 @@
 //! cluster can run in one thread from one seed.
 
 pub mod alarm;
+pub mod compactor;
 pub mod ids;
 pub mod lease;
 pub mod mvcc;

@@ -5,7 +5,8 @@
 //! the entry.
 
 use crate::alarm::{Alarm, AlarmKind};
-use crate::ids::{LeaseId, MemberId, Revision};
+use crate::ids::{LeaseId, LogIndex, MemberId, Revision, Term};
+use crate::lease::Life;
 use crate::mvcc::range::{KeyRange, RangeEnd};
 use crate::mvcc::record::put_varint;
 use crate::mvcc::request::*;
@@ -101,12 +102,18 @@ impl Request {
                 out.put_u8(6);
                 out.put_i64_le(id.0);
             }
-            Request::LeaseCheckpoint(leases) => {
+            Request::LeaseCheckpoint { leases, decided_in } => {
                 out.put_u8(7);
+                put_varint(out, decided_in.0);
                 put_list(out, leases, |out, lease| {
-                    out.put_i64_le(lease.id.0);
+                    put_life(out, lease.life);
                     put_varint(out, lease.seconds);
                 });
+            }
+            Request::LeaseExpire { life, decided_in } => {
+                out.put_u8(12);
+                put_varint(out, decided_in.0);
+                put_life(out, *life);
             }
             Request::AlarmActivate(alarm) => {
                 out.put_u8(8);
@@ -137,9 +144,10 @@ impl Request {
             4 => Request::Compact(reader.option(|reader| Ok(Revision(reader.varint()?)))?),
             5 => Request::LeaseGrant { id: reader.lease()?, ttl_seconds: reader.varint()? },
             6 => Request::LeaseRevoke(reader.lease()?),
-            7 => Request::LeaseCheckpoint(
-                reader.list(|reader| Ok(LeaseRemaining { id: reader.lease()?, seconds: reader.varint()? }))?,
-            ),
+            7 => Request::LeaseCheckpoint {
+                decided_in: Term(reader.varint()?),
+                leases: reader.list(|reader| Ok(LeaseRemaining { life: reader.life()?, seconds: reader.varint()? }))?,
+            },
             8 => Request::AlarmActivate(reader.alarm()?),
             9 => Request::AlarmDeactivate(reader.alarm()?),
             10 => Request::AlarmGet(reader.option(Reader::alarm_kind)?),
@@ -148,6 +156,7 @@ impl Request {
                 name: reader.text()?,
                 client_urls: reader.list(Reader::text)?,
             },
+            12 => Request::LeaseExpire { decided_in: Term(reader.varint()?), life: reader.life()? },
             found => return Err(BadCommand::Unknown { what: "request", found }),
         })
     }
@@ -398,6 +407,11 @@ fn put_range(out: &mut BytesMut, range: &KeyRange) {
     }
 }
 
+fn put_life(out: &mut BytesMut, life: Life) {
+    out.put_i64_le(life.id.0);
+    put_varint(out, life.granted_at.0);
+}
+
 fn put_alarm(out: &mut BytesMut, alarm: Alarm) {
     out.put_u64_le(alarm.member.0);
     out.put_u8(kind_number(alarm.kind));
@@ -427,6 +441,10 @@ impl Reader {
 
     fn lease(&mut self) -> Result<LeaseId, BadCommand> {
         Ok(LeaseId(self.fixed()? as i64))
+    }
+
+    fn life(&mut self) -> Result<Life, BadCommand> {
+        Ok(Life { id: self.lease()?, granted_at: LogIndex(self.varint()?) })
     }
 
     fn varint(&mut self) -> Result<u64, BadCommand> {

@@ -4,9 +4,9 @@
 //! first, reading only; then it is written, which does not refuse. A refusal is a result that every replica computes
 //! alike; a [`StoreError`] is this machine's trouble and ends the process.
 
-use crate::alarm::{AlarmKind, Alarms};
-use crate::ids::{At, LeaseId, Revision, Tick};
-use crate::lease::{Lessor, Row};
+use crate::alarm::{self, AlarmKind, Alarms};
+use crate::ids::{At, LeaseId, LogIndex, Revision, Term, Tick};
+use crate::lease::{Lessor, Life, Row};
 use crate::mvcc::change::Change;
 use crate::mvcc::memtable::{Published, Table};
 use crate::mvcc::record::{NewEvent, Put as NewPut, Record};
@@ -17,6 +17,17 @@ use std::cmp::Ordering;
 use std::num::NonZeroU64;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard};
+
+/// The log entry that a request came in.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EntryContext {
+    /// Where it is.
+    pub index: LogIndex,
+    /// Its term.
+    pub term: Term,
+    /// Leases start to run now, on a leader; on other members it has no effect.
+    pub now: Tick,
+}
 
 /// The state that applying needs beside the tables.
 pub struct Machine {
@@ -54,12 +65,12 @@ impl Machine {
         &mut self,
         view: &View<'_, T>,
         request: Request,
-        now: Tick,
+        entry: EntryContext,
         changes: &mut Vec<Change>,
     ) -> Result<Answer, StoreError> {
         let outcome = match self.check(view, &request)? {
             Ok(()) => {
-                let mut writer = Writer::new(self, view, now, changes);
+                let mut writer = Writer::new(self, view, entry, changes);
                 let response = writer.write(request)?;
                 if writer.events > 0 {
                     self.published.revision = self.published.revision.next();
@@ -87,22 +98,25 @@ impl Machine {
     }
 
     fn check_alarms(&self, request: &Request) -> Result<(), Rejected> {
-        let writes = matches!(
-            request,
-            Request::Put(_) | Request::DeleteRange(_) | Request::Txn(_) | Request::LeaseGrant { .. } | Request::LeaseRevoke(_)
-        );
-        if writes && self.alarms.active(AlarmKind::Corrupt) {
-            return Err(Rejected::Corrupt);
-        }
-        let grows = match request {
-            Request::Put(_) | Request::LeaseGrant { .. } => true,
-            Request::Txn(txn) => txn.puts(),
-            _ => false,
+        let change = match request {
+            Request::Put(_) | Request::LeaseGrant { .. } => alarm::Change::Stores,
+            Request::Txn(txn) if txn.puts() => alarm::Change::Stores,
+            Request::DeleteRange(_)
+            | Request::Txn(_)
+            | Request::Compact(_)
+            | Request::LeaseRevoke(_)
+            | Request::LeaseExpire { .. } => alarm::Change::Frees,
+            Request::LeaseCheckpoint { .. }
+            | Request::AlarmActivate(_)
+            | Request::AlarmDeactivate(_)
+            | Request::AlarmGet(_)
+            | Request::MemberPublish { .. } => return Ok(()),
         };
-        if grows && self.alarms.active(AlarmKind::NoSpace) {
-            return Err(Rejected::NoSpace);
+        match self.alarms.forbids(change) {
+            None => Ok(()),
+            Some(AlarmKind::NoSpace) => Err(Rejected::NoSpace),
+            Some(AlarmKind::Corrupt) => Err(Rejected::Corrupt),
         }
-        Ok(())
     }
 
     fn check_put<T: Tables>(&self, view: &View<'_, T>, put: &Put) -> Result<Result<(), Rejected>, StoreError> {
@@ -200,8 +214,7 @@ pub fn read_only_txn<T: Tables>(
 struct Writer<'a, 't, T> {
     machine: &'a mut Machine,
     view: &'a View<'t, T>,
-    /// Leases start to run now, on a leader; on other members it has no effect.
-    now: Tick,
+    entry: EntryContext,
     changes: &'a mut Vec<Change>,
     before: Revision,
     /// How many were written.
@@ -209,9 +222,9 @@ struct Writer<'a, 't, T> {
 }
 
 impl<'a, 't, T: Tables> Writer<'a, 't, T> {
-    fn new(machine: &'a mut Machine, view: &'a View<'t, T>, now: Tick, changes: &'a mut Vec<Change>) -> Self {
+    fn new(machine: &'a mut Machine, view: &'a View<'t, T>, entry: EntryContext, changes: &'a mut Vec<Change>) -> Self {
         let before = machine.published.revision;
-        Writer { machine, view, now, changes, before, events: 0 }
+        Writer { machine, view, entry, changes, before, events: 0 }
     }
 
     fn write(&mut self, request: Request) -> Result<Response, StoreError> {
@@ -226,24 +239,30 @@ impl<'a, 't, T: Tables> Writer<'a, 't, T> {
                 Response::Compact
             }
             Request::LeaseGrant { id, ttl_seconds } => {
-                let granted = self.machine.leases().grant(id, ttl_seconds, self.now);
+                let granted = self.machine.leases().grant(id, ttl_seconds, self.entry.index, self.entry.now);
                 debug_assert!(granted.is_ok(), "checked before");
                 self.lease_row(id);
                 Response::LeaseGrant { id, ttl_seconds }
             }
             Request::LeaseRevoke(id) => {
                 let keys = self.machine.leases().revoke(id).unwrap_or_default();
-                for key in keys {
-                    self.delete(&key)?;
-                }
-                self.lease_row(id);
+                self.end_lease(id, &keys)?;
                 Response::LeaseRevoke
             }
-            Request::LeaseCheckpoint(leases) => {
-                for lease in leases {
-                    let changed = self.machine.leases().checkpoint(lease.id, NonZeroU64::new(lease.seconds));
+            Request::LeaseExpire { life, decided_in } => {
+                if decided_in == self.entry.term {
+                    let keys = self.machine.leases().expire(life);
+                    if let Ok(keys) = keys {
+                        self.end_lease(life.id, &keys)?;
+                    }
+                }
+                Response::LeaseExpire
+            }
+            Request::LeaseCheckpoint { leases, decided_in } => {
+                for lease in leases.into_iter().filter(|_| decided_in == self.entry.term) {
+                    let changed = self.machine.leases().checkpoint(lease.life, NonZeroU64::new(lease.seconds));
                     if changed {
-                        self.lease_row(lease.id);
+                        self.lease_row(lease.life.id);
                     }
                 }
                 Response::LeaseCheckpoint
@@ -258,13 +277,21 @@ impl<'a, 't, T: Tables> Writer<'a, 't, T> {
                 self.row(Table::Alarms, &alarm.to_bytes(), None);
                 Response::Alarms(if ended { vec![alarm] } else { vec![] })
             }
-            Request::AlarmGet(kind) => Response::Alarms(self.machine.alarms.list(kind)),
+            Request::AlarmGet(kind) => Response::Alarms(self.machine.alarms.get(kind).collect()),
             Request::MemberPublish { .. } => Response::MemberPublish,
         })
     }
 
     fn row(&self, table: Table, key: &[u8], value: Option<Bytes>) {
         self.view.layers().active.put_row(table, Bytes::copy_from_slice(key), value);
+    }
+
+    fn end_lease(&mut self, id: LeaseId, keys: &[Bytes]) -> Result<(), StoreError> {
+        for key in keys {
+            self.delete(key)?;
+        }
+        self.lease_row(id);
+        Ok(())
     }
 
     /// Writes down what the lessor knows of a lease, or that there is no such lease.
@@ -449,9 +476,11 @@ pub fn attachment_lease(key: &[u8]) -> Option<LeaseId> {
     Some(LeaseId(i64::from_be_bytes(*key.first_chunk()?)))
 }
 
-/// The row of [`Table::Leases`]: granted seconds and, if it was ever written down, remaining seconds (else 0).
+/// The row of [`Table::Leases`]: the entry that granted it, granted seconds and, if it was ever written down, remaining
+/// seconds (else 0).
 fn lease_row(lease: Row) -> Bytes {
-    let mut row = BytesMut::with_capacity(16);
+    let mut row = BytesMut::with_capacity(24);
+    row.put_u64(lease.life.granted_at.0);
     row.put_u64(lease.granted_seconds);
     row.put_u64(lease.checkpoint_seconds.map_or(0, NonZeroU64::get));
     row.freeze()
@@ -459,11 +488,11 @@ fn lease_row(lease: Row) -> Bytes {
 
 /// Reads a row of [`Table::Leases`].
 pub fn parse_lease_row(key: &[u8], row: &[u8]) -> Option<Row> {
-    let (granted, remaining) = row.split_at_checked(8)?;
+    let number = |at: usize| row.get(at..at + 8)?.try_into().ok().map(u64::from_be_bytes);
     Some(Row {
-        id: LeaseId(i64::from_be_bytes(key.try_into().ok()?)),
-        granted_seconds: u64::from_be_bytes(granted.try_into().ok()?),
-        checkpoint_seconds: NonZeroU64::new(u64::from_be_bytes(remaining.try_into().ok()?)),
+        life: Life { id: LeaseId(i64::from_be_bytes(key.try_into().ok()?)), granted_at: LogIndex(number(0)?) },
+        granted_seconds: number(8)?,
+        checkpoint_seconds: NonZeroU64::new(number(16)?),
     })
 }
 

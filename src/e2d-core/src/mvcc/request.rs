@@ -4,7 +4,8 @@
 //! and applies the same bytes. Static checks (sizes, duplicate keys, unknown options) happen before that, in the API.
 
 use crate::alarm::{Alarm, AlarmKind};
-use crate::ids::{LeaseId, MemberId, Revision};
+use crate::ids::{LeaseId, MemberId, Revision, Term};
+use crate::lease::Life;
 use crate::mvcc::range::KeyRange;
 use crate::mvcc::record::Record;
 use bytes::Bytes;
@@ -41,8 +42,22 @@ pub enum Request {
     },
     /// End a lease and delete its keys.
     LeaseRevoke(LeaseId),
-    /// Write down how long leases have left, so that a new leader does not extend them in full.
-    LeaseCheckpoint(Vec<LeaseRemaining>),
+    /// End a lease whose time is up, and delete its keys. Without effect when the entry has another term than the one
+    /// in which it was decided: a later leader may have renewed the lease.
+    LeaseExpire {
+        /// Which life of which lease.
+        life: Life,
+        /// The term of the leader that decided it.
+        decided_in: Term,
+    },
+    /// Write down how long leases have left, so that a new leader does not extend them in full. Bound to its term as
+    /// an expiry is.
+    LeaseCheckpoint {
+        /// Which leases.
+        leases: Vec<LeaseRemaining>,
+        /// The term of the leader that decided it.
+        decided_in: Term,
+    },
     /// Raise an alarm.
     AlarmActivate(Alarm),
     /// End an alarm.
@@ -63,8 +78,8 @@ pub enum Request {
 /// The time that a lease has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseRemaining {
-    /// Which lease.
-    pub id: LeaseId,
+    /// Which life of which lease.
+    pub life: Life,
     /// Seconds, or 0 to forget what was written down before.
     pub seconds: u64,
 }
@@ -230,6 +245,7 @@ pub enum Response {
     Compact,
     LeaseGrant { id: LeaseId, ttl_seconds: u64 },
     LeaseRevoke,
+    LeaseExpire,
     LeaseCheckpoint,
     /// The alarms that were raised, ended or listed.
     Alarms(Vec<Alarm>),

@@ -1,6 +1,5 @@
 use super::*;
-use e2d_core::ids::Tick;
-use e2d_core::mvcc::machine::Machine;
+use e2d_core::mvcc::machine::{EntryContext, Machine};
 use e2d_core::mvcc::range::KeyRange;
 use e2d_core::mvcc::record::RecordRef;
 use e2d_core::mvcc::request::*;
@@ -39,7 +38,7 @@ impl Node {
         self.index += 1;
         let layers = self.store.layers();
         let snapshot = self.store.snapshot();
-        let answer = self.machine.apply(&View::new(layers, &snapshot), request, Tick(0), &mut Vec::new()).unwrap();
+        let answer = self.machine.apply(&View::new(layers, &snapshot), request, EntryContext::default(), &mut Vec::new()).unwrap();
         self.store.publish(self.machine.published());
         answer
     }
@@ -129,7 +128,7 @@ fn leases_alarms_and_compaction_survive_a_restart() {
     drop(node);
     let loaded = open(dir.path());
     assert_eq!(loaded.published.compacted, Some(Revision(2)));
-    assert_eq!(loaded.alarms.list(None), [alarm]);
+    assert_eq!(loaded.alarms.get(None).collect::<Vec<_>>(), [alarm]);
     assert_eq!(loaded.lessor.row(lease).unwrap().granted_seconds, 60);
     assert_eq!(loaded.lessor.keys(lease).collect::<Vec<_>>(), [b"k"]);
 }

@@ -1,5 +1,4 @@
 use super::*;
-use crate::ids::{LeaseId, MemberId, Revision};
 use proptest::prelude::*;
 
 fn bytes() -> impl Strategy<Value = Bytes> {
@@ -100,6 +99,10 @@ fn alarm() -> impl Strategy<Value = Alarm> {
     })
 }
 
+fn life() -> impl Strategy<Value = Life> {
+    (any::<i64>(), any::<u64>()).prop_map(|(id, index)| Life { id: LeaseId(id), granted_at: LogIndex(index) })
+}
+
 fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
         put().prop_map(Request::Put),
@@ -108,9 +111,11 @@ fn request() -> impl Strategy<Value = Request> {
         revision().prop_map(Request::Compact),
         (any::<i64>(), any::<u64>()).prop_map(|(id, ttl_seconds)| Request::LeaseGrant { id: LeaseId(id), ttl_seconds }),
         any::<i64>().prop_map(|id| Request::LeaseRevoke(LeaseId(id))),
-        prop::collection::vec((any::<i64>(), any::<u64>()), 0..4).prop_map(|leases| Request::LeaseCheckpoint(
-            leases.into_iter().map(|(id, seconds)| LeaseRemaining { id: LeaseId(id), seconds }).collect()
-        )),
+        (any::<u64>(), prop::collection::vec((life(), any::<u64>()), 0..4)).prop_map(|(term, leases)| {
+            let leases = leases.into_iter().map(|(life, seconds)| LeaseRemaining { life, seconds }).collect();
+            Request::LeaseCheckpoint { leases, decided_in: Term(term) }
+        }),
+        (any::<u64>(), life()).prop_map(|(term, life)| Request::LeaseExpire { life, decided_in: Term(term) }),
         alarm().prop_map(Request::AlarmActivate),
         alarm().prop_map(Request::AlarmDeactivate),
         prop::option::of(alarm()).prop_map(|alarm| Request::AlarmGet(alarm.map(|alarm| alarm.kind))),

@@ -114,7 +114,7 @@ impl Node {
 
     fn apply(&mut self, request: Request) -> Answer {
         let view = View::new(self.layers.clone(), &self.tables);
-        self.machine.apply(&view, request, Tick(0), &mut self.changes).unwrap()
+        self.machine.apply(&view, request, EntryContext::default(), &mut self.changes).unwrap()
     }
 
     fn ok(&mut self, request: Request) -> Response {
@@ -324,7 +324,7 @@ fn the_rows_of_leases_are_what_a_restart_needs() {
     node.commit();
     let leases: Vec<_> = node.tables.rows.iter().filter(|((table, _), _)| *table == Table::Leases).collect();
     let row = parse_lease_row(&leases[0].0.1, leases[0].1).unwrap();
-    assert_eq!((leases.len(), row.id, row.granted_seconds), (1, LeaseId(-3), 5));
+    assert_eq!((leases.len(), row.life.id, row.granted_seconds), (1, LeaseId(-3), 5));
     let attached: Vec<_> = node
         .tables
         .rows
