@@ -10,7 +10,7 @@ use crate::lease::Life;
 use crate::mvcc::range::{KeyRange, RangeEnd};
 use crate::mvcc::record::put_varint;
 use crate::mvcc::request::*;
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes};
 
 const FORMAT: u8 = 1;
 
@@ -38,13 +38,13 @@ pub enum BadCommand {
 
 impl Command {
     /// The bytes for the log.
-    pub fn encode(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(64 + self.request.payload_hint());
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(64 + self.request.payload_hint());
         out.put_u8(FORMAT);
         out.put_u64_le(self.origin.0);
         out.put_u64_le(self.id);
         self.request.encode(&mut out);
-        out.freeze()
+        out
     }
 
     /// Reads what [`Command::encode`] wrote.
@@ -75,7 +75,7 @@ impl Request {
         }
     }
 
-    fn encode(&self, out: &mut BytesMut) {
+    fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Request::Put(put) => {
                 out.put_u8(1);
@@ -163,7 +163,7 @@ impl Request {
 }
 
 impl Put {
-    fn encode(&self, out: &mut BytesMut) {
+    fn encode(&self, out: &mut Vec<u8>) {
         let lease = match self.lease {
             LeaseChange::Keep => 2,
             LeaseChange::Set(Some(_)) => 4,
@@ -196,7 +196,7 @@ impl Put {
 }
 
 impl DeleteRange {
-    fn encode(&self, out: &mut BytesMut) {
+    fn encode(&self, out: &mut Vec<u8>) {
         out.put_u8(u8::from(self.prev_kv));
         put_range(out, &self.range);
     }
@@ -208,7 +208,7 @@ impl DeleteRange {
 }
 
 impl RangeQuery {
-    fn encode(&self, out: &mut BytesMut) {
+    fn encode(&self, out: &mut Vec<u8>) {
         let bounds = [self.filter.min_modified, self.filter.max_modified, self.filter.min_created, self.filter.max_created];
         out.put_u8(
             u8::from(self.keys_only)
@@ -268,7 +268,7 @@ impl RangeQuery {
 }
 
 impl Txn {
-    fn encode(&self, out: &mut BytesMut) {
+    fn encode(&self, out: &mut Vec<u8>) {
         put_list(out, &self.compare, |out, compare| compare.encode(out));
         put_list(out, &self.success, |out, op| op.encode(out));
         put_list(out, &self.failure, |out, op| op.encode(out));
@@ -287,7 +287,7 @@ impl Txn {
 }
 
 impl Op {
-    fn encode(&self, out: &mut BytesMut) {
+    fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Op::Range(range) => {
                 out.put_u8(1);
@@ -320,7 +320,7 @@ impl Op {
 }
 
 impl Compare {
-    fn encode(&self, out: &mut BytesMut) {
+    fn encode(&self, out: &mut Vec<u8>) {
         put_range(out, &self.range);
         out.put_u8(match self.relation {
             Relation::Equal => 0,
@@ -366,36 +366,36 @@ impl Compare {
     }
 }
 
-fn put_operand(out: &mut BytesMut, kind: u8, number: i64) {
+fn put_operand(out: &mut Vec<u8>, kind: u8, number: i64) {
     out.put_u8(kind);
     put_signed(out, number);
 }
 
 /// Zigzag, so that small negative numbers are short.
-fn put_signed(out: &mut BytesMut, number: i64) {
+fn put_signed(out: &mut Vec<u8>, number: i64) {
     put_varint(out, ((number << 1) ^ (number >> 63)) as u64);
 }
 
-fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     put_varint(out, bytes.len() as u64);
     out.put_slice(bytes);
 }
 
-fn put_option<T>(out: &mut BytesMut, value: Option<T>, put: impl FnOnce(&mut BytesMut, T)) {
+fn put_option<T>(out: &mut Vec<u8>, value: Option<T>, put: impl FnOnce(&mut Vec<u8>, T)) {
     out.put_u8(u8::from(value.is_some()));
     if let Some(value) = value {
         put(out, value);
     }
 }
 
-fn put_list<T>(out: &mut BytesMut, list: &[T], mut put: impl FnMut(&mut BytesMut, &T)) {
+fn put_list<T>(out: &mut Vec<u8>, list: &[T], mut put: impl FnMut(&mut Vec<u8>, &T)) {
     put_varint(out, list.len() as u64);
     for item in list {
         put(out, item);
     }
 }
 
-fn put_range(out: &mut BytesMut, range: &KeyRange) {
+fn put_range(out: &mut Vec<u8>, range: &KeyRange) {
     match &range.end {
         RangeEnd::Single => out.put_u8(0),
         RangeEnd::Before(_) => out.put_u8(1),
@@ -407,12 +407,12 @@ fn put_range(out: &mut BytesMut, range: &KeyRange) {
     }
 }
 
-fn put_life(out: &mut BytesMut, life: Life) {
+fn put_life(out: &mut Vec<u8>, life: Life) {
     out.put_i64_le(life.id.0);
     put_varint(out, life.granted_at.0);
 }
 
-fn put_alarm(out: &mut BytesMut, alarm: Alarm) {
+fn put_alarm(out: &mut Vec<u8>, alarm: Alarm) {
     out.put_u64_le(alarm.member.0);
     out.put_u8(kind_number(alarm.kind));
 }

@@ -129,12 +129,12 @@ proptest! {
     #[test]
     fn every_request_comes_back_from_the_log(origin in any::<u64>(), id in any::<u64>(), request in request()) {
         let command = Command { origin: MemberId(origin), id, request };
-        prop_assert_eq!(Command::decode(command.encode()).unwrap(), command);
+        prop_assert_eq!(Command::decode(command.encode().into()).unwrap(), command);
     }
 
     #[test]
     fn an_entry_that_was_cut_is_refused(request in request(), cut in any::<prop::sample::Index>()) {
-        let bytes = Command { origin: MemberId(1), id: 2, request }.encode();
+        let bytes: Bytes = Command { origin: MemberId(1), id: 2, request }.encode().into();
         let cut = cut.index(bytes.len());
         prop_assert!(Command::decode(bytes.slice(..cut)).is_err());
     }
@@ -181,6 +181,6 @@ fn a_transaction_that_nests_too_deep_is_refused() {
     for _ in 0..=MAX_TXN_DEPTH {
         txn = Txn { success: vec![Op::Txn(txn)], ..Txn::default() };
     }
-    let bytes = Command { origin: MemberId(1), id: 1, request: Request::Txn(txn) }.encode();
+    let bytes: Bytes = Command { origin: MemberId(1), id: 1, request: Request::Txn(txn) }.encode().into();
     assert!(matches!(Command::decode(bytes), Err(BadCommand::Malformed(_))));
 }
