@@ -226,6 +226,11 @@ impl Store {
         self.0.record_bytes.load(Ordering::Relaxed) + layers.iter().map(Memtable::record_bytes).sum::<u64>()
     }
 
+    /// Compactions have removed what they can before this revision.
+    pub fn swept(&self) -> Revision {
+        Revision(self.0.swept.load(Ordering::Acquire))
+    }
+
     /// Bytes of the database file that are in use, and of the file as a whole.
     pub fn file_bytes(&self) -> Result<(u64, u64), StoreError> {
         self.0.databases.file_bytes(&self.0.env)
