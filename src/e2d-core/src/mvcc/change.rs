@@ -1,0 +1,12 @@
+//! What one applied event is to whoever has to be told of it.
+
+use super::record::Record;
+
+/// One applied event. All changes of one revision are handed over together, in the order of `record`'s place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The event.
+    pub record: Record,
+    /// The put that it replaced or deleted, for watchers that ask for the previous key-value.
+    pub previous: Option<Record>,
+}
