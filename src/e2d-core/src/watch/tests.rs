@@ -591,6 +591,43 @@ fn one_scan_of_history_serves_all_who_wait() {
 }
 
 #[test]
+fn a_slice_that_was_compacted_while_it_was_read_is_not_sent() {
+    /// Reading loses what a compaction removes meanwhile.
+    struct Racing<'a>(&'a Store, std::cell::Cell<Revision>);
+    impl History for Racing<'_> {
+        type Error = std::convert::Infallible;
+
+        fn bounds(&self) -> (Revision, Revision) {
+            (self.0.revision(), self.1.get())
+        }
+
+        fn changes(
+            &self,
+            from: Revision,
+            max_bytes: usize,
+            with_previous: bool,
+            out: &mut Vec<Change>,
+        ) -> Result<Revision, Self::Error> {
+            self.1.set(Revision(4));
+            let next = self.0.changes(from, max_bytes, with_previous, out)?;
+            out.retain(|change| change.record.as_ref().at.main >= Revision(4));
+            Ok(next)
+        }
+    }
+    let mut world = World::new(Limits::default());
+    let stream = world.open();
+    for _ in 0..4 {
+        world.put("a", "x");
+    }
+    world.create(stream, from(3, on("a", "")));
+    world.create(stream, from(4, on("a", "")));
+    let history = Racing(&world.store, std::cell::Cell::default());
+    while world.hub.catch_up(&history).unwrap() {}
+    world.store.compact(Revision(4));
+    assert_eq!(world.read(stream)[2..], ["r0 w0: compacted at 4", "r5 w1: a=x@4 a=x@5"]);
+}
+
+#[test]
 fn a_long_catch_up_does_not_hold_up_a_short_one() {
     let mut world = World::new(Limits { slice_bytes: 1, ..Limits::default() });
     for _ in 0..1000 {
