@@ -15,7 +15,7 @@
 //!
 //! The hub has no clock and no thread. Whoever drives it calls [`Hub::publish`] for every applied revision,
 //! [`Hub::catch_up`] while that has work, [`Hub::tick`] at [`Hub::next_deadline`], [`Hub::deliver`] after these, and
-//! [`Hub::taken`] when senders have taken messages out of their queues.
+//! [`Hub::taken`] when senders have taken messages out of their queues, which [`Hub::pop_blocked`] says is urgent.
 
 mod index;
 mod interval;
@@ -174,6 +174,10 @@ pub struct Hub {
     watchers: Slab<Watcher>,
     synced: Index,
     ready: Ready,
+    /// How many watchers are behind, ready or not.
+    behind: usize,
+    /// Streams that [`Hub::pop_blocked`] has to tell of.
+    blocked: Vec<StreamId>,
     /// Streams that wait for an answer about progress.
     asked: BTreeSet<usize>,
     /// When streams with watches that hear of progress are due.
@@ -322,6 +326,8 @@ impl Hub {
             watchers: Slab::new(),
             synced: Index::default(),
             ready: Ready::default(),
+            behind: 0,
+            blocked: vec![],
             asked: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             now: Tick(0),
@@ -336,11 +342,10 @@ impl Hub {
 
     /// How many of what there is.
     pub fn counts(&self) -> Counts {
-        let behind = self.watchers.iter().filter(|(_, watcher)| watcher.state != State::Synced).count();
         Counts {
             streams: self.streams.len(),
             watchers: self.watchers.len(),
-            behind,
+            behind: self.behind,
             queued_bytes: self.streams.queued_bytes(),
         }
     }
@@ -573,7 +578,14 @@ impl Hub {
         }
     }
 
-    /// Whether the queue of a stream was full, so that [`Hub::taken`] has to be called when half of it is sent.
+    /// A stream whose queue was found full since the last call. [`Hub::taken`] has to be called for it at the latest
+    /// when half of its queue was sent, and again when all of it was: until then it gets no events.
+    pub fn pop_blocked(&mut self) -> Option<StreamId> {
+        self.pause_blocked();
+        self.blocked.pop()
+    }
+
+    /// Whether a stream gets no events until enough of its queue is sent.
     pub fn is_blocked(&self, stream: StreamId) -> bool {
         self.streams.slot(stream).is_some_and(|slot| self.streams.get(slot).blocked)
     }
@@ -685,10 +697,10 @@ impl Hub {
         let stream = self.streams.get_mut(watcher.stream);
         if watcher.next > self.current {
             watcher.state = State::Synced;
-            stream.behind.remove(&key);
+            self.behind -= usize::from(stream.behind.remove(&key));
             self.synced.insert(&watcher.range, key);
         } else {
-            stream.behind.insert(key);
+            self.behind += usize::from(stream.behind.insert(key));
             if !stream.blocked {
                 self.ready.insert(key, watcher);
             }
@@ -710,6 +722,7 @@ impl Hub {
             for key in &self.streams.get(slot).behind {
                 self.ready.remove(*key, &mut self.watchers[*key]);
             }
+            self.blocked.push(self.streams.get(slot).id);
         }
     }
 
@@ -738,7 +751,7 @@ impl Hub {
             State::Behind { .. } => self.ready.remove(key, &mut watcher),
         }
         let stream = self.streams.get_mut(watcher.stream);
-        stream.behind.remove(&key);
+        self.behind -= usize::from(stream.behind.remove(&key));
         stream.periodic.remove(&key);
         if let Some(start) = watcher.start {
             stream.starts.remove(&(start, key));
