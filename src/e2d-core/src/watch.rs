@@ -531,7 +531,12 @@ impl Hub {
 
         self.give_slice(&changes, &keys, until);
         self.answer_all_progress();
-        Ok(!self.ready.turns.is_empty())
+        Ok(self.has_work())
+    }
+
+    /// Whether [`Hub::catch_up`] has something to do.
+    pub fn has_work(&self) -> bool {
+        !self.ready.turns.is_empty()
     }
 
     /// When [`Hub::tick`] has something to do. Being early or late is harmless.

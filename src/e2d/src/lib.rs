@@ -1,1 +1,3 @@
 //! The daemon: everything that touches the world.
+
+pub mod api;
