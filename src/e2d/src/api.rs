@@ -10,6 +10,7 @@ mod kv;
 mod lease;
 mod maintenance;
 mod status;
+pub mod watch;
 pub mod wire;
 
 pub use convert::Limits;

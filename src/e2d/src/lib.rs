@@ -1,5 +1,6 @@
 //! The daemon: everything that touches the world.
 
+pub mod api;
 pub mod apply;
 pub mod consensus;
 pub mod disk;
