@@ -23,13 +23,22 @@ impl Notifier {
     /// # Errors
     /// When there is one that cannot be connected to: systemd would wait for the start to end and then kill the node.
     pub fn from_env() -> io::Result<Self> {
-        let socket = match std::env::var_os("NOTIFY_SOCKET") {
-            Some(path) if !path.is_empty() => Some(connect(Path::new(&path))?),
-            _ => None,
+        let mut notifier = match std::env::var_os("NOTIFY_SOCKET") {
+            Some(path) if !path.is_empty() => Notifier::to(Path::new(&path))?,
+            _ => Notifier::silent(),
         };
+        notifier.watchdog = sd_notify::watchdog_enabled();
+        Ok(notifier)
+    }
+
+    /// Connects to a socket, whose path begins with `@` when it is abstract.
+    ///
+    /// # Errors
+    /// When nobody listens there.
+    pub fn to(path: &Path) -> io::Result<Self> {
         Ok(Notifier {
-            socket,
-            watchdog: sd_notify::watchdog_enabled(),
+            socket: Some(connect(path)?),
+            watchdog: None,
         })
     }
 
@@ -112,4 +121,67 @@ fn connect(path: &Path) -> io::Result<UnixDatagram> {
 /// A line break would begin another assignment.
 fn one_line(status: &str) -> String {
     status.replace(char::is_control, " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A service manager's end.
+    fn manager() -> (tempfile::TempDir, UnixDatagram, Notifier) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let notifier = Notifier::to(&path).unwrap();
+        (dir, socket, notifier)
+    }
+
+    fn received(socket: &UnixDatagram) -> String {
+        let mut buffer = [0; 512];
+        let length = socket.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..length].to_vec()).unwrap()
+    }
+
+    #[test]
+    fn the_manager_reads_what_it_is_told() {
+        let (_dir, socket, notifier) = manager();
+        notifier.extend_timeout(Duration::from_secs(90)).unwrap();
+        assert_eq!(received(&socket), "EXTEND_TIMEOUT_USEC=90000000");
+        notifier.ready("serving\nSTOPPING=1").unwrap();
+        assert_eq!(received(&socket), "READY=1\nSTATUS=serving STOPPING=1");
+        notifier.status("waiting for a quorum").unwrap();
+        assert_eq!(received(&socket), "STATUS=waiting for a quorum");
+        notifier.watchdog().unwrap();
+        assert_eq!(received(&socket), "WATCHDOG=1");
+        notifier.stopping().unwrap();
+        assert_eq!(received(&socket), "STOPPING=1");
+    }
+
+    #[test]
+    fn a_manager_that_is_stuck_does_not_stop_the_node() {
+        let (_dir, _socket, notifier) = manager();
+        // Nobody reads: sooner or later the socket is full, and the call returns instead of waiting.
+        let refused = std::iter::repeat_with(|| notifier.watchdog())
+            .find_map(Result::err)
+            .unwrap();
+        assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn abstract_sockets_are_found() {
+        let name = format!("e2d-test-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let socket = UnixDatagram::bind_addr(&address).unwrap();
+        let notifier = Notifier::to(Path::new(&format!("@{name}"))).unwrap();
+        notifier.watchdog().unwrap();
+        assert_eq!(received(&socket), "WATCHDOG=1");
+    }
+
+    #[test]
+    fn without_a_manager_nothing_happens() {
+        let notifier = Notifier::silent();
+        notifier.ready("serving").unwrap();
+        assert_eq!(notifier.watchdog_interval(), None);
+        assert!(Notifier::to(Path::new("/nonexistent/notify")).is_err());
+    }
 }

@@ -96,13 +96,20 @@ where
             }));
         }
     };
+    let verbose = matches.get_count("verbose-main");
+    if verbose > 0 && matches.subcommand_name() != Some("run") {
+        return Err(End::Failed(Failure::new(
+            ExitCode::Usage,
+            anyhow::anyhow!("flag --verbose: is for `e2d run` alone"),
+        )));
+    }
     match matches.subcommand() {
         Some(("run", run)) => {
             let fragments = Fragments::read(
                 process,
                 &ROOTS.map(PathBuf::from),
                 run.get_one::<PathBuf>("config").map(PathBuf::as_path),
-                &flags(run, matches.get_count("verbose-main")),
+                &flags(run, verbose),
             );
             node(process, fragments, serve)
         }

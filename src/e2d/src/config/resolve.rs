@@ -702,7 +702,11 @@ fn urls(list: &[Endpoint]) -> String {
     texts.join(",")
 }
 
-/// Whether two lists hold the same addresses in any order.
+/// Whether two lists hold the same addresses in any order, where localhost is 127.0.0.1.
 fn same(a: &[Endpoint], b: &[Endpoint]) -> bool {
-    a.len() == b.len() && a.iter().all(|one| b.contains(one))
+    let equal = |a: &Endpoint, b: &Endpoint| match (a.bind_address(), b.bind_address()) {
+        (Some(a), Some(b)) => a == b,
+        _ => a == b,
+    };
+    a.len() == b.len() && a.iter().all(|a| b.iter().any(|b| equal(a, b)))
 }

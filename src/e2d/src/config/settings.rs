@@ -284,7 +284,7 @@ settings! {
         name: "log-level", etcd: "log-level",
         kind: Kind::Level, default: Text("info"),
         help: "error, warn, info, debug or trace, and optionally parts of the program as in \
-               info,e2d::store=debug. -v is debug, -vv is trace.",
+               info,e2d::store=debug. Libraries stay at info unless they are named. -v is debug, -vv is trace.",
     }
     LogFormat: "log" {
         name: "log-format", etcd: "log-format",

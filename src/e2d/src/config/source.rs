@@ -61,7 +61,8 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A configuration that no node may start with: everything that is wrong with it, in the order of the settings.
+/// A configuration that no node may start with: everything that is wrong with it, what nobody understands
+/// before what does not fit together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid(pub Vec<Problem>);
 

@@ -27,6 +27,9 @@ use queue::{Queue, Sink};
 
 pub use raft::raft_logger;
 
+/// The parts of the program that the general level is about; libraries stay at info.
+const OWN: [&str; 3] = ["e2d", "e2d_core", raft::TARGET];
+
 /// How long the end of the process waits for the reader of its log.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -116,7 +119,7 @@ fn sink(log: &Log) -> Result<Sink, StartError> {
 fn subscriber(
     log: &Log,
     queue: Arc<Queue>,
-) -> (impl SubscriberInitExt, Control) {
+) -> (impl SubscriberInitExt + use<>, Control) {
     let (filter, handle) = reload::Layer::new(targets(&log.filter));
     let layer: Box<dyn Layer<_> + Send + Sync> = match log.format {
         LogFormat::Journald => Box::new(journald::JournalLayer::new(queue)),
@@ -137,9 +140,12 @@ fn subscriber(
 }
 
 fn targets(filter: &LogFilter) -> Targets {
-    let level = |level: tracing::Level| LevelFilter::from_level(level);
+    let level = LevelFilter::from_level;
+    // At debug the HTTP/2 library alone would write more than everything here. It has its say when it is named.
+    let libraries = filter.level.min(tracing::Level::INFO);
     Targets::new()
-        .with_default(level(filter.level))
+        .with_default(level(libraries))
+        .with_targets(OWN.map(|part| (part, level(filter.level))))
         .with_targets(
             filter
                 .parts

@@ -6,7 +6,7 @@ use slog::{Drain, KV, OwnedKVList, Record, Serializer};
 use tracing::Level;
 
 /// The target of raft-rs' messages, by which the log level of that part is set.
-const TARGET: &str = "raft";
+pub(super) const TARGET: &str = "raft";
 
 /// A logger for raft-rs whose messages become events of `tracing`, with slog's pairs behind the message.
 pub fn raft_logger() -> slog::Logger {

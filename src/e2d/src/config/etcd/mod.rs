@@ -171,7 +171,7 @@ impl Reader {
         }
         match row.then {
             Then::NoEffect(why) => self.all.notices.push(format!(
-                "{source} {text:?}: accepted, no effect here: {why}"
+                "{source}: accepted, no effect here: {why}"
             )),
             Then::Refused(why) => self
                 .all
