@@ -82,7 +82,7 @@ impl Api {
     }
 
     /// The services on one router.
-    pub fn routes(&self) -> tonic::service::Routes {
+    pub fn routes<G: watch::Gate>(&self, watch: watch::WatchService<G>) -> tonic::service::Routes {
         let limit = self.limits.max_request_bytes + 512 * 1024;
         let mut routes = tonic::service::RoutesBuilder::default();
         routes
@@ -91,6 +91,7 @@ impl Api {
                     .max_decoding_message_size(limit)
                     .max_encoding_message_size(usize::MAX),
             )
+            .add_service(generated::watch_server::WatchServer::new(watch).max_decoding_message_size(limit))
             .add_service(pb::lease_server::LeaseServer::new(self.clone()).max_decoding_message_size(limit))
             .add_service(pb::cluster_server::ClusterServer::new(self.clone()).max_decoding_message_size(limit))
             .add_service(pb::maintenance_server::MaintenanceServer::new(self.clone()).max_decoding_message_size(limit))

@@ -4,14 +4,16 @@
 //! clients and tells watchers: nobody hears of a change that a reader could miss. What applying means is
 //! `e2d_core::mvcc::machine`.
 
-use crate::consensus::{Inbox, Input, Pending};
+use crate::consensus::{Inbox, Input, Pending, State};
 use crate::store::{AppliedState, Flusher, Store};
 use bytes::Bytes;
+use e2d_core::alarm::Alarm;
 use e2d_core::ids::{LogIndex, MemberId, Term, Tick};
+use e2d_core::lease::Lessor;
 use e2d_core::mvcc::change::Change;
 use e2d_core::mvcc::codec::BadCommand;
 use e2d_core::mvcc::machine::{EntryContext, Machine};
-use e2d_core::mvcc::request::{Answer, Command};
+use e2d_core::mvcc::request::{Answer, Command, Response};
 use e2d_core::mvcc::view::{StoreError, View};
 use prometheus::Histogram;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -43,8 +45,6 @@ pub struct Answered {
 pub trait Changes: Send {
     /// All changes of a batch, in order; every revision is whole.
     fn publish(&self, changes: Vec<Change>);
-    /// The state was compacted, or a revision was applied: whatever waits for it can look again.
-    fn advanced(&self);
 }
 
 /// Committed entries on their way from consensus to apply.
@@ -145,10 +145,18 @@ pub struct Applier {
     pub pending: Arc<Pending>,
     /// Consensus, which wants to know when a term's first entry is applied.
     pub inbox: Arc<Inbox>,
+    /// Who leads.
+    pub state: Arc<State>,
+    /// The leases, which a leader counts.
+    pub lessor: Arc<Mutex<Lessor>>,
+    /// The alarms, for those who only look.
+    pub alarms: Arc<Mutex<Vec<Alarm>>>,
     /// Who hears of changes.
     pub changes: Box<dyn Changes>,
     /// The start of the process' time.
     pub started: Instant,
+    /// What a new leader adds to every lease: holders could not reach a leader for that long.
+    pub election_millis: u64,
     /// How long a batch takes.
     pub apply_seconds: Histogram,
 }
@@ -215,7 +223,8 @@ impl Applier {
         let began = Instant::now();
         let mut changes = Vec::new();
         let mut answers = Vec::with_capacity(batch.len());
-        let mut first_of_term = false;
+        let mut first_of_term = None;
+        let mut alarms_changed = false;
         let compacted = self.machine.published().compacted;
         {
             let layers = self.store.layers();
@@ -229,11 +238,13 @@ impl Applier {
                             .map_err(|cause| Failed::Entry { index: entry.index, cause })?;
                         let context = EntryContext { index: entry.index, term: entry.term, now: self.now() };
                         let answer = self.machine.apply(&view, command.request, context, &mut changes)?;
+                        alarms_changed |= matches!(answer.outcome, Ok(Response::Alarms(_)));
                         if command.origin == self.member {
                             answers.push((command.id, Answered { index: entry.index, answer }));
                         }
                     }
-                    None => first_of_term = true,
+                    None if entry.conf_state.is_none() => first_of_term = Some(entry.term),
+                    None => {}
                 }
                 self.applied.index = entry.index;
                 self.applied.term = entry.term;
@@ -241,6 +252,16 @@ impl Applier {
                     self.applied.conf_state = conf_state;
                 }
             }
+        }
+        if alarms_changed {
+            *self.alarms.lock().unwrap_or_else(PoisonError::into_inner) = self.machine.alarms().get(None).collect();
+        }
+        if let Some(term) = first_of_term
+            && self.state.leads_in(self.member, term)
+        {
+            // Everything that former leaders committed is applied now.
+            let mut lessor = self.lessor.lock().unwrap_or_else(PoisonError::into_inner);
+            lessor.promote(self.now(), self.election_millis);
         }
         // Readers first, then those who would read because of what they hear.
         let published = self.machine.published();
@@ -251,7 +272,6 @@ impl Applier {
         }
         if published.compacted != compacted {
             self.flusher.compact();
-            self.changes.advanced();
         }
         let waiters = self.pending.take(answers.iter().map(|(id, _)| *id));
         for ((_, answer), waiter) in answers.into_iter().zip(waiters) {
@@ -260,7 +280,7 @@ impl Applier {
                 let _ = waiter.send(Ok(answer));
             }
         }
-        if first_of_term {
+        if first_of_term.is_some() {
             self.inbox.push(Input::FirstOfTermApplied);
         }
         self.apply_seconds.observe(began.elapsed().as_secs_f64());

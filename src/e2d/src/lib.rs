@@ -2,7 +2,13 @@
 
 pub mod api;
 pub mod apply;
+pub mod cli;
+pub mod config;
 pub mod consensus;
+pub mod data_dir;
 pub mod disk;
+pub mod logging;
+pub mod server;
 pub mod store;
+pub mod systemd;
 pub mod wal;

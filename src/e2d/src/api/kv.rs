@@ -142,7 +142,7 @@ impl Api {
         wire::RangeResponse { header: self.wire_header(), revision, kvs: kvs.into(), more, count }
     }
 
-    pub(super) fn wire_header(&self) -> wire::Header {
+    pub(crate) fn wire_header(&self) -> wire::Header {
         wire::Header { cluster: self.cluster, member: self.consensus.member(), term: self.consensus.state().term() }
     }
 
