@@ -1,0 +1,3 @@
+//! Promises that only a real process can keep.
+
+mod cli;
