@@ -116,10 +116,7 @@ fn sink(log: &Log) -> Result<Sink, StartError> {
 }
 
 /// Everything between an event and the queue.
-fn subscriber(
-    log: &Log,
-    queue: Arc<Queue>,
-) -> (impl SubscriberInitExt + use<>, Control) {
+fn subscriber(log: &Log, queue: Arc<Queue>) -> (impl SubscriberInitExt + use<>, Control) {
     let (filter, handle) = reload::Layer::new(targets(&log.filter));
     let layer: Box<dyn Layer<_> + Send + Sync> = match log.format {
         LogFormat::Journald => Box::new(journald::JournalLayer::new(queue)),

@@ -201,7 +201,12 @@ fn the_journal_gets_fields_of_the_event_and_its_spans() {
     let queue = Queue::start(Sink::journal(&path).unwrap()).unwrap();
     let (subscriber, _control) = subscriber(&log(LogFormat::Journald, "info"), queue.clone());
     let default = subscriber.set_default();
-    let span = tracing::info_span!("node", member = "a", _hidden = 1, late = tracing::field::Empty);
+    let span = tracing::info_span!(
+        "node",
+        member = "a",
+        _hidden = 1,
+        late = tracing::field::Empty
+    );
     span.record("late", 9);
     span.in_scope(|| {
         tracing::warn!(
@@ -220,7 +225,9 @@ fn the_journal_gets_fields_of_the_event_and_its_spans() {
     let fields = fields(&buffer[..length]);
     let field = |name: &str| {
         let mut found = fields.iter().filter(|(key, _)| key == name);
-        let (_, value) = found.next().unwrap_or_else(|| panic!("{name} in {fields:?}"));
+        let (_, value) = found
+            .next()
+            .unwrap_or_else(|| panic!("{name} in {fields:?}"));
         assert_eq!(found.next(), None);
         value.as_str()
     };

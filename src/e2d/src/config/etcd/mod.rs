@@ -170,9 +170,10 @@ impl Reader {
             }
         }
         match row.then {
-            Then::NoEffect(why) => self.all.notices.push(format!(
-                "{source}: accepted, no effect here: {why}"
-            )),
+            Then::NoEffect(why) => self
+                .all
+                .notices
+                .push(format!("{source}: accepted, no effect here: {why}")),
             Then::Refused(why) => self
                 .all
                 .problems
