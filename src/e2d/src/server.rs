@@ -13,10 +13,9 @@ use crate::data_dir::{DataDir, Refused};
 use crate::disk::RealDisk;
 use crate::logging;
 use crate::store::{FlushSettings, Flusher, Identity, Loaded, Store};
-use crate::systemd::Notify;
+use crate::systemd::Notifier;
 use crate::wal::{self, Wal, WalError};
 use anyhow::Context;
-use e2d_api::etcdserverpb as pb;
 use e2d_core::alarm::Alarm;
 use e2d_core::compactor::{self, Compactor, Retention};
 use e2d_core::ids::{ClusterId, LogIndex, MemberId, Revision, Tick};
@@ -118,7 +117,7 @@ impl From<Fatal> for Failure {
 /// Runs a node until it is asked to stop, or cannot go on.
 pub async fn serve(config: Config, _log: logging::Control) -> Result<(), Failure> {
     let started = Instant::now();
-    let notify = Notify::from_env().context("systemd's notification socket").map_err(runtime)?;
+    let notify = Notifier::from_env().context("systemd's notification socket").map_err(runtime)?;
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM").map_err(runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT").map_err(runtime)?;
 
@@ -174,7 +173,7 @@ fn runtime(error: anyhow::Error) -> Failure {
 /// Feeds systemd's watchdog from the consensus loop: it is alive when it answers.
 async fn feed_watchdog(interval: Option<Duration>, handle: Handle) {
     let Some(interval) = interval else { return };
-    let Ok(notify) = Notify::from_env() else { return };
+    let Ok(notify) = Notifier::from_env() else { return };
     loop {
         tokio::time::sleep(interval / 3).await;
         if handle.is_alive(interval / 3).await {
