@@ -36,7 +36,7 @@ const DISK_FLOOR_TIME: Duration = Duration::from_secs(1);
 
 /// Runs the same loads against e2d and a real etcd, in turn and on the same disk, and prints the ratio.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = false)]
+#[command(version)]
 struct Cli {
     #[command(flatten)]
     common: Common,
@@ -193,6 +193,20 @@ async fn run(cli: Cli) -> Result<()> {
         "--connections must be at least 1"
     );
     ensure!(common.rounds != Some(0), "--rounds must be at least 1");
+    let section = match &command {
+        None => "loads",
+        Some(Sub::Floor) => "floor",
+        Some(Sub::Million(_)) => "million",
+        Some(Sub::Snapshot(_)) => "snapshot",
+        Some(Sub::Stall { .. }) => "stall",
+        Some(Sub::FloorServer { .. }) => {
+            unreachable!("served before the signals are listened for")
+        }
+    };
+    if let Some(path) = &common.update_doc {
+        // Now, not when the figures of half an hour have nowhere to go.
+        report::check_document(path, section)?;
+    }
     let data = tempfile::Builder::new()
         .prefix("e2d-bench-")
         .tempdir_in(&common.data);
@@ -207,11 +221,11 @@ async fn run(cli: Cli) -> Result<()> {
         None => {
             let specs = common.specs()?;
             let report = compare(&common, &loads, &specs, data).await?;
-            common.publish("loads", &report.markdown(), &report)
+            common.publish(section, &report.markdown(), &report)
         }
         Some(Sub::Floor) => {
             let report = compare(&common, &loads, &[], data).await?;
-            common.publish("floor", &report.markdown(), &report)
+            common.publish(section, &report.markdown(), &report)
         }
         Some(Sub::Million(options)) => {
             let specs = common.specs()?;
@@ -223,7 +237,7 @@ async fn run(cli: Cli) -> Result<()> {
                 &mut report,
             )
             .await?;
-            common.publish("million", &report.markdown(), &report)
+            common.publish(section, &report.markdown(), &report)
         }
         Some(Sub::Snapshot(options)) => {
             let specs = common.specs()?;
@@ -235,7 +249,7 @@ async fn run(cli: Cli) -> Result<()> {
                 &mut report,
             )
             .await?;
-            common.publish("snapshot", &report.markdown(), &report)
+            common.publish(section, &report.markdown(), &report)
         }
         Some(Sub::Stall { store, overwrites }) => {
             ensure!(overwrites > 0, "--overwrites must be at least 1");
@@ -249,9 +263,9 @@ async fn run(cli: Cli) -> Result<()> {
                 &mut report,
             )
             .await?;
-            common.publish("stall", &report.markdown(), &report)
+            common.publish(section, &report.markdown(), &report)
         }
-        Some(Sub::FloorServer { .. }) => unreachable!("served before the signals are listened for"),
+        Some(Sub::FloorServer { .. }) => unreachable!("it has no section"),
     }
 }
 

@@ -430,6 +430,15 @@ fn line(text: &mut String, cells: impl IntoIterator<Item = String>) {
     text.push('\n');
 }
 
+/// Whether the Markdown file at `path` has a section `name`.
+pub(crate) fn check_document(path: &Path, name: &str) -> Result<()> {
+    let document =
+        std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    replace_section(&document, name, "")
+        .with_context(|| format!("looking for the section to rewrite in {}", path.display()))?;
+    Ok(())
+}
+
 /// Rewrites the section `name` of the Markdown file at `path`, between its markers.
 pub(crate) fn update_document(path: &Path, name: &str, section: &str) -> Result<()> {
     let document =

@@ -111,3 +111,16 @@ fn a_refused_operation_fails_the_run_and_is_named() {
         "the data is removed after a failure"
     );
 }
+
+#[test]
+fn a_document_without_the_section_is_refused_before_anything_is_measured() {
+    let directory = tempfile::tempdir().unwrap();
+    let document = directory.path().join("performance.md");
+    std::fs::write(&document, "# Performance\n").unwrap();
+    let path = document.to_str().unwrap();
+    let output = bench(directory.path(), &["floor", "--update-doc", path]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = text(&output.stderr);
+    assert!(error.contains("e2d-bench floor: begin"), "{error}");
+    assert!(!error.contains("round 1"), "{error}");
+}
