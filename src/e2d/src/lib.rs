@@ -1,1 +1,4 @@
 //! The daemon: everything that touches the world.
+
+pub mod disk;
+pub mod wal;
