@@ -47,7 +47,7 @@ pub use self::error::WalError;
 use self::format::{FrameWriter, Header};
 use self::log::{Log, Segment, Slot};
 pub use self::recover::{Recovered, TornTail};
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskFile};
 
 /// The batch buffer is given back to the allocator above this size, in bytes.
 const KEEP_BUFFER_BYTES: usize = 4 << 20;
@@ -289,11 +289,9 @@ impl Wal {
     pub fn append(&mut self, batch: &Batch<'_>) -> Result<(), WalError> {
         self.check_poison()?;
         let makes_sense = self.reader.read().check_batch(batch);
-        assert!(
-            makes_sense.is_ok(),
-            "raft asks the log to write {}",
-            makes_sense.unwrap_err()
-        );
+        if let Err(what) = makes_sense {
+            panic!("raft asks the log to write {what}");
+        }
         let before = self.hard_state;
         if let Some(hard_state) = batch.hard_state {
             self.hard_state_written &= *hard_state == self.hard_state;
@@ -560,6 +558,9 @@ fn head_frame_bytes(mark: &SnapshotMark) -> u64 {
     format::FRAME_BYTES as u64 + format::mark_bytes(mark) + format::hard_state_bytes()
 }
 
+/// A segment that is being made: what it is called meanwhile.
+type Unnamed = (PathBuf, Box<dyn DiskFile>);
+
 /// Makes segments: from a spare one if there is one of the right size.
 struct SegmentMaker<'a> {
     disk: &'a dyn Disk,
@@ -620,10 +621,7 @@ impl SegmentMaker<'_> {
         Ok((Segment { header, path, file }, offset))
     }
 
-    fn take_spare(
-        &mut self,
-        capacity: u64,
-    ) -> Result<Option<(PathBuf, Box<dyn crate::disk::DiskFile>)>, WalError> {
+    fn take_spare(&mut self, capacity: u64) -> Result<Option<Unnamed>, WalError> {
         let mut taken = None;
         while taken.is_none()
             && let Some(name) = self.spares.pop()

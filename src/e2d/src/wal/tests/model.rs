@@ -8,11 +8,13 @@ use crate::wal::{Batch, LogAfter, Recovered, SnapshotMark, Wal, WalError};
 
 /// An entry whose data follows from its index and term.
 pub(super) fn entry(index: u64, term: u64, data_bytes: usize) -> Entry {
-    let mut rng = Rng::new(index << 16 | term);
+    let word = Rng::new((index << 16) | term).next_u64().to_le_bytes();
+    let mut data = word.repeat(data_bytes.div_ceil(word.len()));
+    data.truncate(data_bytes);
     Entry {
         index,
         term,
-        data: (0..data_bytes).map(|_| rng.next_u64() as u8).collect(),
+        data: data.into(),
         ..Entry::default()
     }
 }
