@@ -545,7 +545,7 @@ mod tests {
         );
         for reordered in [[2, 0, 1], [2, 1, 0], [1, 0, 0], [0, 0, 1]] {
             assert!(
-                mixtures.contains(&reordered.map(Some).to_vec()),
+                mixtures.contains(&reordered.map(Some).as_slice()),
                 "{reordered:?}"
             );
         }
