@@ -7,7 +7,7 @@ use crate::api::watch::{self, Gate, WatchHandle, WatchService};
 use crate::api::{Api, Inner, Limits, wire};
 use crate::apply::{Applier, ApplyQueue, Changes, FlushPolicy};
 use crate::cli::{ExitCode, Failure};
-use crate::config::{AutoCompaction, Config};
+use crate::config::{AutoCompaction, Config, Endpoint};
 use crate::consensus::{self, Handle, Inbox, Pending, State};
 use crate::data_dir::{DataDir, Refused};
 use crate::disk::RealDisk;
@@ -16,6 +16,7 @@ use crate::store::{FlushSettings, Flusher, Identity, Loaded, Store};
 use crate::systemd::Notifier;
 use crate::wal::{self, Wal, WalError};
 use anyhow::Context;
+use e2d_api::etcdserverpb as pb;
 use e2d_core::alarm::Alarm;
 use e2d_core::compactor::{self, Compactor, Retention};
 use e2d_core::ids::{ClusterId, LogIndex, MemberId, Revision, Tick};
@@ -317,7 +318,13 @@ impl Node {
             election_timeout_millis: election.as_millis() as u64,
             started,
             alarms: shared_alarms,
-            members: Arc::default(),
+            members: Arc::new(Mutex::new(vec![pb::Member {
+                id: identity.member.0,
+                name: config.node.name.clone(),
+                peer_ur_ls: config.listen.advertise_peer.iter().map(Endpoint::url).collect(),
+                client_ur_ls: config.listen.advertise_client.iter().map(Endpoint::url).collect(),
+                is_learner: false,
+            }])),
             swept: flusher.swept(),
             compact_store: Arc::new(|| Ok(())),
         });

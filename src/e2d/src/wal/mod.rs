@@ -47,7 +47,7 @@ pub use self::error::WalError;
 use self::format::{FrameWriter, Header};
 use self::log::{Log, Segment, Slot};
 pub use self::recover::{Recovered, TornTail};
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskFile};
 
 /// The batch buffer is given back to the allocator above this size, in bytes.
 const KEEP_BUFFER_BYTES: usize = 4 << 20;
@@ -89,7 +89,7 @@ impl Default for Options {
         Options {
             segment_bytes: 64 << 20,
             block_bytes: 4096,
-            zero_ahead_bytes: 256 << 10,
+            zero_ahead_bytes: 1 << 20,
             spare_segments: 2,
             recover_bytes: u64::MAX,
         }
@@ -289,11 +289,9 @@ impl Wal {
     pub fn append(&mut self, batch: &Batch<'_>) -> Result<(), WalError> {
         self.check_poison()?;
         let makes_sense = self.reader.read().check_batch(batch);
-        assert!(
-            makes_sense.is_ok(),
-            "raft asks the log to write {}",
-            makes_sense.unwrap_err()
-        );
+        if let Err(what) = makes_sense {
+            panic!("raft asks the log to write {what}");
+        }
         let before = self.hard_state;
         if let Some(hard_state) = batch.hard_state {
             self.hard_state_written &= *hard_state == self.hard_state;
@@ -411,12 +409,17 @@ impl Wal {
             frame.hard_state(&self.hard_state);
         }
         frame.finish(self.next_frame, self.block_bytes);
-        debug_assert_eq!(self.buf.len() as u64, bytes, "a frame of another size than computed");
+        debug_assert_eq!(
+            self.buf.len() as u64,
+            bytes,
+            "a frame of another size than computed"
+        );
 
         let end = self.offset + bytes;
         let mut zeroed = self.zeroed;
         if end > zeroed {
-            zeroed = (end + u64::from(self.options.zero_ahead_bytes)).min(self.last.header.capacity);
+            zeroed =
+                (end + u64::from(self.options.zero_ahead_bytes)).min(self.last.header.capacity);
             self.buf.resize((zeroed - self.offset) as usize, 0);
         }
         let Segment { file, path, .. } = &*self.last;
@@ -555,6 +558,9 @@ fn head_frame_bytes(mark: &SnapshotMark) -> u64 {
     format::FRAME_BYTES as u64 + format::mark_bytes(mark) + format::hard_state_bytes()
 }
 
+/// A segment that is being made: what it is called meanwhile.
+type Unnamed = (PathBuf, Box<dyn DiskFile>);
+
 /// Makes segments: from a spare one if there is one of the right size.
 struct SegmentMaker<'a> {
     disk: &'a dyn Disk,
@@ -615,10 +621,7 @@ impl SegmentMaker<'_> {
         Ok((Segment { header, path, file }, offset))
     }
 
-    fn take_spare(
-        &mut self,
-        capacity: u64,
-    ) -> Result<Option<(PathBuf, Box<dyn crate::disk::DiskFile>)>, WalError> {
+    fn take_spare(&mut self, capacity: u64) -> Result<Option<Unnamed>, WalError> {
         let mut taken = None;
         while taken.is_none()
             && let Some(name) = self.spares.pop()

@@ -172,14 +172,20 @@ fn a_commit_index_alone_waits_for_the_next_batch() {
     assert_eq!(wal.hard_state().commit, 3);
     assert_eq!(open(&disk.after_kill()).unwrap().1.hard_state.commit, 0);
     append(&mut wal, &entries(4..5, 1, 10));
-    assert_eq!(open(&disk.after_kill()).unwrap().1.hard_state, hard_state(1, 2, 3));
+    assert_eq!(
+        open(&disk.after_kill()).unwrap().1.hard_state,
+        hard_state(1, 2, 3)
+    );
     // A vote does not wait.
     wal.append(&Batch {
         hard_state: Some(&hard_state(2, 3, 3)),
         ..Batch::default()
     })
     .unwrap();
-    assert_eq!(open(&disk.after_kill()).unwrap().1.hard_state, hard_state(2, 3, 3));
+    assert_eq!(
+        open(&disk.after_kill()).unwrap().1.hard_state,
+        hard_state(2, 3, 3)
+    );
     // Nor does anything after seal().
     wal.append(&Batch {
         hard_state: Some(&hard_state(2, 3, 4)),
@@ -187,7 +193,10 @@ fn a_commit_index_alone_waits_for_the_next_batch() {
     })
     .unwrap();
     wal.seal().unwrap();
-    assert_eq!(open(&disk.after_kill()).unwrap().1.hard_state, hard_state(2, 3, 4));
+    assert_eq!(
+        open(&disk.after_kill()).unwrap().1.hard_state,
+        hard_state(2, 3, 4)
+    );
     let changes = disk.changes();
     wal.seal().unwrap();
     assert_eq!(disk.changes(), changes);
@@ -201,7 +210,10 @@ fn a_conflicting_entry_replaces_all_that_follow() {
     append(&mut wal, &entries(8..10, 2, 30));
     let expected = [entries(1..8, 1, 300), entries(8..10, 2, 30)].concat();
     assert_eq!(wal.last_index(), 9);
-    assert_eq!((wal.reader().term(7), wal.reader().term(8)), (Some(1), Some(2)));
+    assert_eq!(
+        (wal.reader().term(7), wal.reader().term(8)),
+        (Some(1), Some(2))
+    );
     assert_eq!(wal.reader().entries(1, 10, u64::MAX).unwrap(), expected);
     assert!(wal.reader().entries(1, 11, u64::MAX).is_err());
     let (wal, recovered) = open(&disk).unwrap();
@@ -272,7 +284,13 @@ fn only_segments_below_the_mark_and_the_callers_index_are_released() {
     assert!(wal.first_index() > first);
     assert_eq!(recovered.snapshot, mark);
     // At most one spare, as the options say.
-    assert_eq!(names(&disk).iter().filter(|n| n.ends_with(".spare")).count(), 1);
+    assert_eq!(
+        names(&disk)
+            .iter()
+            .filter(|n| n.ends_with(".spare"))
+            .count(),
+        1
+    );
 }
 
 #[test]
@@ -301,7 +319,10 @@ fn a_recycled_segment_never_shows_its_earlier_life() {
         let expected = entries(recovered.snapshot.index + 1..next, 1, 200);
         assert_eq!(recovered.entries, expected);
     }
-    assert!(recycled > 50, "recycled segments were written to {recycled} times");
+    assert!(
+        recycled > 50,
+        "recycled segments were written to {recycled} times"
+    );
 }
 
 #[test]
@@ -337,11 +358,21 @@ fn reading_takes_as_much_as_it_may_but_one_entry_at_least() {
     }
     let reader = wal.reader();
     let one = format::entry_bytes(&entry(1, 1, 100));
-    for (max_bytes, expected) in [(0, 1), (1, 1), (one, 1), (2 * one - 1, 1), (2 * one, 2), (7 * one, 7)] {
+    for (max_bytes, expected) in [
+        (0, 1),
+        (1, 1),
+        (one, 1),
+        (2 * one - 1, 1),
+        (2 * one, 2),
+        (7 * one, 7),
+    ] {
         let read = reader.entries(5, 31, max_bytes).unwrap();
         assert_eq!(read, entries(5..5 + expected, 1, 100), "{max_bytes}");
     }
-    assert_eq!(reader.entries(5, 7, u64::MAX).unwrap(), entries(5..7, 1, 100));
+    assert_eq!(
+        reader.entries(5, 7, u64::MAX).unwrap(),
+        entries(5..7, 1, 100)
+    );
     assert_eq!(reader.entries(5, 5, u64::MAX).unwrap(), []);
     assert_eq!(reader.entries(31, 31, u64::MAX).unwrap(), []);
     for (lo, hi) in [(0, 1), (1, 32), (32, 32), (6, 5)] {
@@ -369,18 +400,30 @@ fn entries_do_not_keep_the_padding_they_were_read_with() {
     assert!(gap(&sparse[0], &sparse[1]) != 512);
     append(&mut wal, &entries(6..9, 1, 200));
     let dense = wal.reader().entries(6, 9, u64::MAX).unwrap();
-    assert_eq!(gap(&dense[0], &dense[1]) as u64, format::entry_bytes(&dense[0]));
+    assert_eq!(
+        gap(&dense[0], &dense[1]) as u64,
+        format::entry_bytes(&dense[0])
+    );
 }
 
 #[test]
 fn the_log_of_another_node_or_cluster_is_refused() {
     let disk = PowerCutDisk::new();
     drop(create(&disk));
-    for other in [Identity { node_id: 2, ..ME }, Identity { cluster_id: 2, ..ME }] {
+    for other in [
+        Identity { node_id: 2, ..ME },
+        Identity {
+            cluster_id: 2,
+            ..ME
+        },
+    ] {
         let error = Wal::open(Arc::new(disk.clone()), dir(), other, small()).unwrap_err();
         assert!(matches!(error, WalError::Foreign { .. }), "{error}");
         let text = error.to_string();
-        assert!(text.contains(&ME.to_string()) && text.contains(&other.to_string()), "{text}");
+        assert!(
+            text.contains(&ME.to_string()) && text.contains(&other.to_string()),
+            "{text}"
+        );
     }
 }
 
@@ -398,7 +441,13 @@ fn a_log_is_made_once_and_opened_only_where_one_is() {
 fn files_that_are_not_the_logs_are_left_alone() {
     let disk = PowerCutDisk::new();
     drop(create(&disk));
-    let mut others = ["note", "1-1.wal", "00000009-1.wal", "0000000g.spare", "x.unfinished"];
+    let mut others = [
+        "note",
+        "1-1.wal",
+        "00000009-1.wal",
+        "0000000g.spare",
+        "x.unfinished",
+    ];
     for name in others {
         disk.set_contents(&dir().join(name), b"mine".to_vec());
     }
@@ -413,7 +462,11 @@ fn files_that_are_not_the_logs_are_left_alone() {
         assert!(found.iter().any(|n| n == name), "{name} is gone");
     }
     // The unfinished one, and the spare ones: one too many, one of a wrong size.
-    assert!(!found.iter().any(|n| n.ends_with(".spare") && !others.contains(&n.as_str())));
+    assert!(
+        !found
+            .iter()
+            .any(|n| n.ends_with(".spare") && !others.contains(&n.as_str()))
+    );
     assert!(!found.contains(&"00000003.unfinished".to_owned()));
 }
 
@@ -471,7 +524,13 @@ fn it_works_on_the_file_system_of_this_machine() {
     for i in 50..100 {
         append(&mut wal, &entries(i * 10 + 1..i * 10 + 11, 1, 256));
     }
-    assert!(wal.reader().read().segments.values().any(|s| s.header.recycled));
+    assert!(
+        wal.reader()
+            .read()
+            .segments
+            .values()
+            .any(|s| s.header.recycled)
+    );
     drop(wal);
     let (wal, recovered) = Wal::open(Arc::clone(&disk), &dir, ME, options).unwrap();
     assert_eq!(recovered.entries, entries(401..1001, 1, 256));
@@ -529,7 +588,14 @@ fn the_generated_work_reaches_every_part() {
         model.assert_same(&wal);
     }
     let calls = disk.calls();
-    for part in ["create ", "fallocate", "rename", "unlink", "open", "fsync_dir"] {
+    for part in [
+        "create ",
+        "fallocate",
+        "rename",
+        "unlink",
+        "open",
+        "fsync_dir",
+    ] {
         let n = calls.iter().filter(|c| c.starts_with(part)).count();
         assert!(n > 5, "{part}: {n}");
     }

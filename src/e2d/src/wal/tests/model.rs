@@ -8,11 +8,13 @@ use crate::wal::{Batch, LogAfter, Recovered, SnapshotMark, Wal, WalError};
 
 /// An entry whose data follows from its index and term.
 pub(super) fn entry(index: u64, term: u64, data_bytes: usize) -> Entry {
-    let mut rng = Rng::new(index << 16 | term);
+    let word = Rng::new((index << 16) | term).next_u64().to_le_bytes();
+    let mut data = word.repeat(data_bytes.div_ceil(word.len()));
+    data.truncate(data_bytes);
     Entry {
         index,
         term,
-        data: (0..data_bytes).map(|_| rng.next_u64() as u8).collect(),
+        data: data.into(),
         ..Entry::default()
     }
 }
@@ -126,7 +128,10 @@ impl Op {
                 new_term,
                 commit,
             } => {
-                let first = (model.last() + 1).saturating_sub(*back).max(model.floor() + 1);
+                let first = (model.last() + 1)
+                    .saturating_sub(*back)
+                    .max(model.floor() + 1);
+                let before = model.hard_state;
                 // A conflict is one because the term differs.
                 let new_term = *new_term || first <= model.last();
                 model.hard_state.term = (model.hard_state.term + u64::from(new_term)).max(1);
@@ -143,7 +148,7 @@ impl Op {
                 }
                 to.append(&Batch {
                     entries: &entries,
-                    hard_state: (commit.is_some() || new_term).then_some(&model.hard_state),
+                    hard_state: (model.hard_state != before).then_some(&model.hard_state),
                     snapshot: None,
                 })
             }
@@ -163,7 +168,11 @@ impl Op {
                 })
             }
             Op::Mark(back) => {
-                let index = model.hard_state.commit.saturating_sub(*back).max(model.mark.index);
+                let index = model
+                    .hard_state
+                    .commit
+                    .saturating_sub(*back)
+                    .max(model.mark.index);
                 model.mark = at(index, model.term(index).unwrap());
                 to.append(&Batch {
                     snapshot: Some(&model.mark),
@@ -260,8 +269,15 @@ impl Model {
         let reader = wal.reader();
         let (first, last) = (wal.first_index(), wal.last_index());
         assert_eq!(last, self.last());
-        assert!(first <= self.mark.index + 1, "{first} is the first, mark {}", self.mark.index);
-        assert_eq!(reader.entries(first, last + 1, u64::MAX).unwrap(), self.from(first));
+        assert!(
+            first <= self.mark.index + 1,
+            "{first} is the first, mark {}",
+            self.mark.index
+        );
+        assert_eq!(
+            reader.entries(first, last + 1, u64::MAX).unwrap(),
+            self.from(first)
+        );
         for index in first..=last {
             assert_eq!(reader.term(index), self.term(index));
         }
