@@ -724,10 +724,15 @@ impl Hub {
     /// Watchers of a blocked stream do not lead slices that they could not take.
     fn pause_blocked(&mut self) {
         while let Some(slot) = self.streams.pop_newly_blocked() {
-            for key in &self.streams.get(slot).behind {
+            let stream = self.streams.get(slot);
+            if !stream.blocked {
+                // Enough was sent since. Whoever had to wait was made ready then.
+                continue;
+            }
+            for key in &stream.behind {
                 self.ready.remove(*key, &mut self.watchers[*key]);
             }
-            self.blocked.push(self.streams.get(slot).id);
+            self.blocked.push(stream.id);
         }
     }
 

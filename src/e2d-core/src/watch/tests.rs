@@ -571,6 +571,23 @@ fn etcd_15271_a_watch_never_goes_back_when_the_store_jumps_ahead() {
 }
 
 #[test]
+fn a_stream_that_was_blocked_for_a_moment_is_not_held_up_later() {
+    let mut world = World::new(Limits { stream_responses: 1, ..Limits::default() });
+    let stream = world.open();
+    world.create(stream, on("a", ""));
+    world.read(stream);
+    world.put("a", "1");
+    // Only the answer finds no room, and finds it as soon as the event is sent.
+    world.ask(stream);
+    world.deliver();
+    let queue = world.queues.remove(&stream).unwrap();
+    world.hub.taken(stream, queue.len(), queue.iter().map(Response::size).sum());
+    world.create(stream, from(2, on("a", "")));
+    world.put("b", "1");
+    assert_eq!(world.read(stream), ["r2 w-1: progress", "r2 w1: created", "r3 w1: a=1@2"]);
+}
+
+#[test]
 fn one_scan_of_history_serves_all_who_wait() {
     let mut world = World::new(Limits::default());
     for number in 0..100 {
