@@ -89,6 +89,20 @@ impl Client {
         health_check, health, check, e2d_api::health::HealthCheckRequest => e2d_api::health::HealthCheckResponse;
     }
 
+    /// Like [`Client::range`], with one more header.
+    pub async fn range_with_metadata(
+        &self,
+        range: RangeRequest,
+        name: &'static str,
+        value: &'static [u8],
+    ) -> Result<RangeResponse, Status> {
+        let mut request = tonic::Request::new(range);
+        request
+            .metadata_mut()
+            .insert(name, value.try_into().expect("a header value"));
+        Ok(self.kv.clone().range(request).await?.into_inner())
+    }
+
     pub async fn compact(&self, revision: i64) -> Result<CompactionResponse, Status> {
         self.compact_request(CompactionRequest {
             revision,
@@ -146,14 +160,14 @@ impl Client {
     pub fn watch_stream_with_metadata(
         &self,
         name: &'static str,
-        value: &'static str,
+        value: &'static [u8],
     ) -> WatchStream {
         let mut watch = self.watch.clone();
         Conversation::start(move |requests| async move {
             let mut request = tonic::Request::new(requests);
             request
                 .metadata_mut()
-                .insert(name, value.parse().expect("a header value"));
+                .insert(name, value.try_into().expect("a header value"));
             Ok(watch.watch(request).await?.into_inner())
         })
     }

@@ -8,6 +8,12 @@
 mod client;
 mod server;
 
+mod compaction;
+mod http;
 mod kv_range;
 mod kv_write;
+mod lease;
+mod limits;
+mod maintenance;
 mod txn;
+mod watch;

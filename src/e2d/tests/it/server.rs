@@ -317,7 +317,7 @@ impl Drop for Server {
 }
 
 /// A port below the range that the kernel hands out to outgoing connections, so that those cannot take it.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Test processes that run at the same time start their search at different ports.
     let start = (std::process::id() % 220) as u16 * 100;
