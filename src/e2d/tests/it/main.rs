@@ -9,6 +9,7 @@ mod client;
 mod server;
 
 mod compaction;
+mod differential;
 mod http;
 mod kv_range;
 mod kv_write;

@@ -270,6 +270,43 @@ async fn a_start_below_the_compaction_is_canceled_with_its_revision() {
 }
 
 #[tokio::test]
+async fn a_watch_that_was_canceled_below_the_compaction_is_forgotten() {
+    let Some(server) = Server::target(&[]).await else {
+        return;
+    };
+    if server.differs_on_reference(
+        "it keeps the id taken, and grants the stream no progress, until the client cancels",
+    ) {
+        return;
+    }
+    let client = server.client().await;
+    for value in ["1", "2", "3"] {
+        client.put_ok("a", value).await;
+    }
+    client.compact(3).await.expect("compacted");
+    let mut stream = client.watch_stream();
+    let live = stream.created(watch("a")).await;
+    stream
+        .created(WatchCreateRequest {
+            start_revision: 2,
+            watch_id: 9,
+            ..watch("a")
+        })
+        .await;
+    assert!(stream.message().await.canceled);
+    assert_eq!(stream.progress().await, 4);
+    stream
+        .created(WatchCreateRequest {
+            watch_id: 9,
+            ..watch("a")
+        })
+        .await;
+    client.put_ok("a", "4").await;
+    let found = collect(&mut stream, &[(live, 1), (9, 1)]).await;
+    assert_eq!(found[&9], ["PUT a@5"]);
+}
+
+#[tokio::test]
 async fn a_delete_at_the_compaction_revision_is_still_told() {
     let Some(server) = Server::target(&[]).await else {
         return;

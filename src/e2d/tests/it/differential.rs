@@ -1,0 +1,396 @@
+//! The same random requests go to a real etcd and to the server under test, and every answer must be the same.
+//!
+//! A seed determines the requests. Ids, terms and remaining times are masked, see [`Masked`]; what e2d does differently
+//! on purpose stands in [`known_difference`] and nowhere else. Watches run all the time; their events are compared
+//! whenever both sides have [settled](Side::settle), per watch and in order.
+//!
+//! `E2D_DIFF_STEPS` and `E2D_DIFF_SEEDS` set the amount, `E2D_DIFF_FIRST_SEED` where to begin. The seeds in `seeds.txt`
+//! always run first.
+
+mod generator;
+mod side;
+mod step;
+
+use std::env;
+use std::fmt::Debug;
+use std::time::{Duration, Instant};
+
+use e2d_api::etcdserverpb::compare::{CompareResult, TargetUnion};
+use e2d_api::etcdserverpb::request_op::Request as Op;
+use e2d_api::etcdserverpb::{AlarmRequest, RangeRequest, TxnRequest, WatchCreateRequest};
+
+use self::generator::Generator;
+use self::side::Side;
+use self::step::{Answer, Step};
+use crate::client::*;
+use crate::server::{Program, Server, skip};
+
+/// How long the search for a smaller sequence may take.
+const SHRINKING: Duration = Duration::from_secs(90);
+
+/// Where e2d answers differently on purpose, and why.
+fn known_difference(step: &Step) -> Option<&'static str> {
+    let unsorted =
+        |range: &RangeRequest| range.limit > 0 && range.sort_order == 0 && range.sort_target != 0;
+    match step {
+        Step::Range(range) if unsorted(range) => Some(
+            "with a limit and a sort target but no order, etcd cuts before it sorts and so returns the wrong keys",
+        ),
+        Step::Txn(txn) if ranges(txn).iter().any(|range| unsorted(range)) => {
+            known_difference(&Step::Range(RangeRequest {
+                limit: 1,
+                sort_target: 1,
+                ..Default::default()
+            }))
+        }
+        _ => None,
+    }
+}
+
+/// All ranges of a transaction, in both branches and at any depth.
+fn ranges(txn: &TxnRequest) -> Vec<&RangeRequest> {
+    let mut found = Vec::new();
+    for op in txn.success.iter().chain(&txn.failure) {
+        match &op.request {
+            Some(Op::RequestRange(range)) => found.push(range),
+            Some(Op::RequestTxn(txn)) => found.extend(ranges(txn)),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Where the two sides parted.
+#[derive(Debug)]
+struct Difference {
+    at: usize,
+    step: Step,
+    reference: Answer,
+    subject: Answer,
+}
+
+/// What one run found.
+#[derive(Debug, Default)]
+struct Report {
+    steps: Vec<Step>,
+    refused: usize,
+    events: usize,
+    known: usize,
+    difference: Option<Difference>,
+}
+
+/// Where steps come from: the generator looks at the answers of the reference, a recording repeats itself.
+enum Source<'a> {
+    Seed {
+        generator: Box<Generator>,
+        count: usize,
+    },
+    Recording(&'a [Step]),
+}
+
+impl Source<'_> {
+    fn next(&mut self, at: usize) -> Option<Step> {
+        match self {
+            // What is left to settle is compared at the end.
+            Source::Seed { count, .. } if at >= *count => (at == *count).then_some(Step::Settle),
+            Source::Seed { generator, .. } => Some(generator.next()),
+            Source::Recording(steps) => steps.get(at).cloned(),
+        }
+    }
+
+    fn learn(&mut self, step: &Step, answer: &Answer) {
+        if let Source::Seed { generator, .. } = self {
+            generator.learn(step, answer);
+        }
+    }
+}
+
+async fn run(reference: &Program, subject: &Program, mut source: Source<'_>) -> Report {
+    let (left, right) = tokio::join!(
+        Server::start(reference.clone(), &[]),
+        Server::start(subject.clone(), &[])
+    );
+    let (mut left, mut right) = (Side::new(&left).await, Side::new(&right).await);
+    let mut report = Report::default();
+    while let Some(step) = source.next(report.steps.len()) {
+        let (reference, subject) = tokio::join!(left.take(&step), right.take(&step));
+        source.learn(&step, &reference);
+        report.steps.push(step.clone());
+        report.refused += usize::from(matches!(reference, Answer::Refused(..)));
+        report.events += reference.events();
+        // Where both are silent there is nothing that could have been compared.
+        if reference == subject && reference != Answer::Silent {
+            continue;
+        }
+        if known_difference(&step).is_some() {
+            report.known += 1;
+            continue;
+        }
+        report.difference = Some(Difference {
+            at: report.steps.len() - 1,
+            step,
+            reference,
+            subject,
+        });
+        break;
+    }
+    report
+}
+
+/// Leaves out whatever does not take the difference away, as far as it gets in a fixed time.
+async fn shrink(reference: &Program, subject: &Program, report: &Report) -> Vec<Step> {
+    let mut steps = report.steps.clone();
+    let mut chunk = steps.len() / 2;
+    let end = Instant::now() + SHRINKING;
+    while chunk > 0 {
+        let mut start = 0;
+        while start < steps.len() {
+            if Instant::now() > end {
+                return steps;
+            }
+            let mut fewer = steps.clone();
+            fewer.drain(start..(start + chunk).min(steps.len()));
+            let again = run(reference, subject, Source::Recording(&fewer)).await;
+            if again.difference.is_some() {
+                steps = again.steps;
+            } else {
+                start += chunk;
+            }
+        }
+        chunk /= 2;
+    }
+    steps
+}
+
+async fn compare_seed(reference: &Program, subject: &Program, seed: u64, count: usize) {
+    let begin = Instant::now();
+    let generator = Box::new(Generator::new(seed));
+    let report = run(reference, subject, Source::Seed { generator, count }).await;
+    let Some(difference) = &report.difference else {
+        println!(
+            "seed {seed}: {} steps, {} refused, {} events, {} known differences, {:?}",
+            report.steps.len(),
+            report.refused,
+            report.events,
+            report.known,
+            begin.elapsed()
+        );
+        // A run that is refused everything compares nothing.
+        assert!(
+            report.refused * 2 < report.steps.len() && (report.events > 0 || count < 500),
+            "the run is void"
+        );
+        return;
+    };
+    eprintln!(
+        "seed {seed} differs at step {}: {}",
+        difference.at,
+        brief(&difference.step)
+    );
+    eprintln!(
+        "reference: {}\nsubject: {}",
+        brief(&difference.reference),
+        brief(&difference.subject)
+    );
+    eprintln!(
+        "paste into seeds.txt:\n{seed} {} <what it was>",
+        difference.at + 1
+    );
+    let fewest = shrink(reference, subject, &report).await;
+    eprintln!("{} steps are enough:", fewest.len());
+    for step in &fewest {
+        eprintln!("  {}", brief(step));
+    }
+    panic!("seed {seed} differs at step {}", difference.at);
+}
+
+/// The debug text with every long run of one character told by its length: `k{4095}`.
+fn brief(thing: &impl Debug) -> String {
+    let text = format!("{thing:?}");
+    let mut brief = String::new();
+    let mut rest = text.as_str();
+    while let Some(first) = rest.chars().next() {
+        // A byte is one character or an escape of two or four.
+        let unit = match rest.as_bytes() {
+            [b'\\', b'x', ..] => rest.get(..4).unwrap_or(rest),
+            [b'\\', ..] => rest.get(..2).unwrap_or(rest),
+            _ => &rest[..first.len_utf8()],
+        };
+        let after = rest.trim_start_matches(unit);
+        let count = (rest.len() - after.len()) / unit.len();
+        if count > 8 {
+            brief.push_str(&format!("{unit}{{{count}}}"));
+        } else {
+            brief.push_str(&rest[..rest.len() - after.len()]);
+        }
+        rest = after;
+    }
+    brief
+}
+
+fn number_in(variable: &str, default: u64) -> u64 {
+    match env::var(variable) {
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{variable} is `{text}`, expected a number")),
+        Err(_) => default,
+    }
+}
+
+/// The seed and the number of steps of every line of `seeds.txt`.
+fn remembered_seeds() -> Vec<(u64, usize)> {
+    let lines = include_str!("seeds.txt")
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.trim().is_empty());
+    lines
+        .map(|line| {
+            let mut words = line.split_whitespace();
+            let mut number = || words.next().and_then(|word| word.parse::<u64>().ok());
+            match (number(), number()) {
+                (Some(seed), Some(steps)) => (seed, steps as usize),
+                _ => panic!("seeds.txt: expected a seed and a number of steps, found `{line}`"),
+            }
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn random_requests_are_answered_as_etcd_answers_them() {
+    let (reference, subject) = match (Program::reference(), Program::target()) {
+        (Ok(reference), Ok(subject)) => (reference, subject),
+        (Err(why), _) | (_, Err(why)) => return skip(&why),
+    };
+    for (seed, count) in remembered_seeds() {
+        compare_seed(&reference, &subject, seed, count).await;
+    }
+    let count = number_in("E2D_DIFF_STEPS", 2000) as usize;
+    let first = number_in("E2D_DIFF_FIRST_SEED", 1);
+    for seed in first..first + number_in("E2D_DIFF_SEEDS", 2) {
+        compare_seed(&reference, &subject, seed, count).await;
+    }
+}
+
+/// The comparison is only worth something if it notices what is known to differ: etcd 3.4 is the known stranger.
+#[tokio::test]
+async fn the_comparison_notices_how_etcd_3_4_differs() {
+    let (reference, stranger) = match (
+        Program::reference(),
+        Program::named_by("E2D_REFERENCE_ETCD_34"),
+    ) {
+        (Ok(reference), Ok(stranger)) => (reference, stranger),
+        (Err(why), _) | (_, Err(why)) => return skip(&why),
+    };
+    let create = |create: WatchCreateRequest| Step::Watch { stream: 0, create };
+    let known: [(&str, Vec<Step>); 4] = [
+        (
+            "a bad sort target ends the process",
+            vec![
+                Step::Put(put("a", "1")),
+                Step::Put(put("b", "2")),
+                Step::Range(RangeRequest {
+                    sort_target: 9,
+                    ..all_keys()
+                }),
+            ],
+        ),
+        (
+            "a negative start revision means now",
+            vec![
+                create(WatchCreateRequest {
+                    start_revision: -1,
+                    ..watch("a")
+                }),
+                Step::Put(put("a", "")),
+                Step::Settle,
+            ],
+        ),
+        (
+            "progress is answered without watches",
+            vec![Step::ProgressAlone { stream: 0 }],
+        ),
+        (
+            "an alarm of no kind ends the process",
+            vec![Step::Alarm(AlarmRequest {
+                action: AlarmAction::Activate.into(),
+                member_id: 0,
+                alarm: 0,
+            })],
+        ),
+    ];
+    for (what, steps) in known {
+        let twins = run(&reference, &reference, Source::Recording(&steps)).await;
+        assert!(twins.difference.is_none(), "{what}: {:?}", twins.difference);
+        let report = run(&reference, &stranger, Source::Recording(&steps)).await;
+        let difference = report
+            .difference
+            .unwrap_or_else(|| panic!("not noticed: {what}"));
+        println!(
+            "{what}: {:?} and {:?}",
+            difference.reference, difference.subject
+        );
+    }
+    // Random requests find it as well, without being told where to look.
+    let generator = Box::new(Generator::new(1));
+    let report = run(
+        &reference,
+        &stranger,
+        Source::Seed {
+            generator,
+            count: 5000,
+        },
+    )
+    .await;
+    let difference = report
+        .difference
+        .expect("5000 random requests find a difference to etcd 3.4");
+    println!("seed 1, step {}: {:?}", difference.at, difference.step);
+}
+
+#[test]
+fn long_runs_are_told_by_their_length() {
+    let bytes = [&[b'k'; 4095][..], &[0xff; 20], b"ab\0\0"].concat();
+    assert_eq!(brief(&b(bytes)), r#"b"k{4095}\xff{20}ab\0\0""#);
+}
+
+#[test]
+fn a_seed_always_gives_the_same_requests() {
+    let steps = |seed| {
+        let mut generator = Generator::new(seed);
+        (0..500)
+            .map(|_| format!("{:?}", generator.next()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(steps(7), steps(7));
+    assert_ne!(steps(7), steps(8));
+}
+
+#[test]
+fn known_differences_are_found_at_any_depth() {
+    let quirk = RangeRequest {
+        limit: 1,
+        sort_target: 1,
+        ..key("a")
+    };
+    let plain = RangeRequest {
+        limit: 1,
+        sort_target: 1,
+        sort_order: 1,
+        ..key("a")
+    };
+    let condition = compare("a", CompareResult::Equal, TargetUnion::Version(0));
+    let nested = |range| {
+        Step::Txn(txn_if(
+            [condition.clone()],
+            [],
+            [txn_op(txn([range_op(range)]))],
+        ))
+    };
+    assert!(
+        known_difference(&Step::Range(quirk.clone())).is_some()
+            && known_difference(&nested(quirk)).is_some()
+    );
+    assert!(
+        known_difference(&Step::Range(plain.clone())).is_none()
+            && known_difference(&nested(plain)).is_none()
+    );
+}
