@@ -10,6 +10,7 @@ mod server;
 
 mod compaction;
 mod differential;
+mod etcdctl;
 mod http;
 mod kv_range;
 mod kv_write;

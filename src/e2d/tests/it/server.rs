@@ -93,6 +93,7 @@ pub struct Server {
     program: Program,
     flags: Vec<String>,
     client_port: u16,
+    peer_port: u16,
     child: Option<Child>,
     dir: TempDir,
 }
@@ -160,6 +161,7 @@ impl Server {
             program,
             flags: all,
             client_port,
+            peer_port,
             child: None,
             dir,
         };
@@ -238,6 +240,11 @@ impl Server {
     /// Host and port that clients use.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.client_port)
+    }
+
+    /// Host and port that peers would use.
+    pub fn peer_address(&self) -> String {
+        format!("127.0.0.1:{}", self.peer_port)
     }
 
     /// A new connection.
