@@ -440,7 +440,10 @@ async fn a_snapshot_counts_down_and_ends_with_its_checksum() {
     assert_eq!((checksum.blob.len(), checksum.remaining_bytes), (32, 0));
     let total: usize = pieces.iter().map(|piece| piece.blob.len()).sum();
     // What a restore takes as the sign that a checksum follows the image.
-    assert!(total > 200_000 && total % 512 == 0, "{total} bytes");
+    assert!(
+        total > 200_000 && total.is_multiple_of(512),
+        "{total} bytes"
+    );
     let mut left = total as u64;
     for piece in pieces {
         left -= piece.blob.len() as u64;

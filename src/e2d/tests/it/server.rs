@@ -7,6 +7,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -81,11 +82,18 @@ pub fn binary_named_by(variable: &str) -> Result<PathBuf, String> {
 /// Reports that a test cannot run here. A run that must be complete says `E2D_REQUIRE_ALL=1`, and then this fails.
 #[track_caller]
 pub fn skip(why: &str) {
-    println!("SKIPPED: {why}");
+    note(&format!("SKIPPED: {why}"));
     assert!(
         env::var("E2D_REQUIRE_ALL").as_deref() != Ok("1"),
         "E2D_REQUIRE_ALL=1, but: {why}"
     );
+}
+
+/// Prints a line around the capture of the test harness, which hides what a test that passes has printed.
+fn note(line: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    // Whoever closed standard error does not want to know.
+    let _ = writeln!(std::io::stderr(), "{test}: {line}");
 }
 
 /// One running server. Dropping it kills the process and removes its data; a failing test prints the end of its log.
@@ -227,7 +235,7 @@ impl Server {
     /// True, with a line of output, where e2d promises something that etcd does not do.
     pub fn differs_on_reference(&self, how: &str) -> bool {
         if self.is_reference() {
-            println!("SKIPPED on etcd, which differs: {how}");
+            note(&format!("SKIPPED on etcd, which differs: {how}"));
         }
         self.is_reference()
     }
