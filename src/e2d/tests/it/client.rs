@@ -51,6 +51,25 @@ macro_rules! unary {
 }
 
 impl Client {
+    /// Calls a method that no service describes, and returns why it was refused.
+    pub async fn call_unknown(url: &str, path: &'static str) -> Status {
+        let channel = Endpoint::from_shared(url.to_owned())
+            .expect("a URL")
+            .connect()
+            .await
+            .expect("a connection");
+        let mut grpc = tonic::client::Grpc::new(channel);
+        grpc.ready().await.expect("the connection is ready");
+        let codec = tonic_prost::ProstCodec::<RangeRequest, RangeResponse>::default();
+        let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
+        let answer = timeout(
+            PATIENCE,
+            grpc.unary(tonic::Request::new(key("a")), path, codec),
+        )
+        .await;
+        answer.expect("an answer").expect_err("no such method")
+    }
+
     /// Connects to `url`.
     pub async fn connect(url: &str) -> Result<Client, tonic::transport::Error> {
         let channel = Endpoint::from_shared(url.to_owned())?.connect().await?;

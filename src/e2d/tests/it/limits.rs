@@ -1,4 +1,4 @@
-//! How large a request may be, and what is said to one that is larger.
+//! How large a request may be, what is said to one that is larger, and to one that nobody knows.
 
 use tonic::Code;
 
@@ -68,4 +68,22 @@ async fn a_read_may_be_asked_with_a_large_key() {
     let name = vec![b'k'; 1 << 20];
     client.put_ok(&name, "v").await;
     assert_eq!(client.get(&name).await.expect("the key exists").key, name);
+}
+
+#[tokio::test]
+async fn an_unknown_method_is_unimplemented() {
+    let Some(server) = Server::target(&[]).await else {
+        return;
+    };
+    // Clients try newer methods and fall back on this code.
+    for path in [
+        "/etcdserverpb.KV/NoSuchMethod",
+        "/etcdserverpb.NoSuchService/Method",
+    ] {
+        assert_eq!(
+            Client::call_unknown(&server.url(), path).await.code(),
+            Code::Unimplemented,
+            "{path}"
+        );
+    }
 }

@@ -567,6 +567,27 @@ async fn the_header_tells_the_revision_of_the_events() {
 }
 
 #[tokio::test]
+async fn the_header_of_a_catch_up_tells_the_current_revision() {
+    let Some(server) = Server::target(&[]).await else {
+        return;
+    };
+    let client = server.client().await;
+    for name in ["a", "a", "b", "b"] {
+        client.put_ok(name, "").await;
+    }
+    let mut stream = client.watch_stream();
+    stream
+        .created(WatchCreateRequest {
+            start_revision: 2,
+            ..watch("a")
+        })
+        .await;
+    let message = stream.message().await;
+    assert_eq!(texts(&message.events), ["PUT a@2", "PUT a@3"]);
+    assert_eq!(revision(&message.header), 5);
+}
+
+#[tokio::test]
 async fn a_catch_up_is_complete_and_never_splits_a_revision() {
     let Some(server) = Server::target(&[]).await else {
         return;
