@@ -130,10 +130,18 @@ impl Generator {
             855..862 => Step::Compact(self.compaction()),
             862..930 => self.watch(),
             930..965 => self.cancel(),
-            965..993 => Step::Progress {
+            965..992 => Step::Progress {
                 stream: self.random.below(STREAMS) as usize,
             },
-            _ => Step::Settle,
+            992..999 => Step::Settle,
+            // A restart takes as long as a thousand other steps.
+            _ if self.random.percent(50) => Step::Settle,
+            _ => {
+                self.watches = [0; STREAMS as usize];
+                Step::Restart {
+                    kill: self.random.percent(70),
+                }
+            }
         }
     }
 

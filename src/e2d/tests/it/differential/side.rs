@@ -13,6 +13,7 @@ use crate::server::Server;
 const STEP_PATIENCE: Duration = Duration::from_secs(10);
 
 pub struct Side {
+    server: Server,
     client: Client,
     streams: BTreeMap<usize, Stream>,
     said: BTreeMap<(usize, i64), Vec<Said>>,
@@ -47,9 +48,10 @@ struct Watched {
 struct Stopped(Answer);
 
 impl Side {
-    pub async fn new(server: &Server) -> Side {
+    pub async fn new(server: Server) -> Side {
         Side {
             client: server.client().await,
+            server,
             streams: BTreeMap::new(),
             said: BTreeMap::new(),
             revision: 1,
@@ -60,7 +62,13 @@ impl Side {
     }
 
     pub async fn take(&mut self, step: &Step) -> Answer {
-        let answer = match tokio::time::timeout(STEP_PATIENCE, self.try_take(step)).await {
+        // Stopping and starting has a limit of its own.
+        let patience = if matches!(step, Step::Restart { .. }) {
+            Duration::from_secs(180)
+        } else {
+            STEP_PATIENCE
+        };
+        let answer = match tokio::time::timeout(patience, self.try_take(step)).await {
             Ok(Ok(answer)) | Ok(Err(Stopped(answer))) => answer,
             Err(_) => Answer::Silent,
         };
@@ -118,6 +126,18 @@ impl Side {
                 conversation.send_create(watch("a"));
                 let first = conversation.next().await.map_err(Stopped::refused)?;
                 Answer::Progress(first.watch_id == -1 && !first.created)
+            }
+            Step::Restart { kill } => {
+                self.settle_all().await?;
+                self.streams.clear();
+                if kill {
+                    self.server.kill();
+                } else {
+                    self.server.terminate().await;
+                }
+                self.server.restart().await;
+                self.client = self.server.client().await;
+                Answer::Nothing
             }
             Step::Settle => {
                 self.settle_all().await?;

@@ -43,6 +43,10 @@ pub enum Step {
     },
     /// Compares all events of all watches so far.
     Settle,
+    /// Ends the server, by force or by asking, and starts it again with the same data. The watches are gone then.
+    Restart {
+        kill: bool,
+    },
 }
 
 /// What is compared.
