@@ -544,10 +544,7 @@ mod tests {
             ]
         );
         for reordered in [[2, 0, 1], [2, 1, 0], [1, 0, 0], [0, 0, 1]] {
-            assert!(
-                mixtures.contains(&reordered.map(Some).to_vec()),
-                "{reordered:?}"
-            );
+            assert!(mixtures.contains(&reordered.map(Some)[..]), "{reordered:?}");
         }
     }
 

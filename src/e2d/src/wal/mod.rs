@@ -89,7 +89,7 @@ impl Default for Options {
         Options {
             segment_bytes: 64 << 20,
             block_bytes: 4096,
-            zero_ahead_bytes: 256 << 10,
+            zero_ahead_bytes: 1 << 20,
             spare_segments: 2,
             recover_bytes: u64::MAX,
         }
