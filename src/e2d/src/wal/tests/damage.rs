@@ -196,6 +196,8 @@ fn zeros_from_any_boundary_on_are_a_torn_tail_only_in_the_last_batch() {
                         Found::Refused,
                         "{path:?} {start}"
                     );
+                    let text = open(&zeroed).unwrap_err().to_string();
+                    assert!(text.contains("acknowledged batches are damaged"), "{text}");
                 }
                 continue;
             }
