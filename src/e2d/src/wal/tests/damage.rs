@@ -449,3 +449,13 @@ fn no_bytes_make_it_panic() {
     }
     assert!(opened > 500, "{opened} of them could be opened");
 }
+
+#[test]
+fn a_record_is_valid_in_one_place_of_one_segment_only() {
+    let mut bytes = Vec::new();
+    FrameWriter::new(&mut bytes, 77, 4096).finish(5, 512);
+    let found = |seed, offset| format::FrameHeader::decode(&bytes, seed, offset).map(|f| f.number);
+    assert_eq!(found(77, 4096), Some(5));
+    assert_eq!(found(77, 4096 + 512), None);
+    assert_eq!(found(78, 4096), None);
+}
