@@ -196,6 +196,8 @@ fn zeros_from_any_boundary_on_are_a_torn_tail_only_in_the_last_batch() {
                         Found::Refused,
                         "{path:?} {start}"
                     );
+                    let text = open(&zeroed).unwrap_err().to_string();
+                    assert!(text.contains("acknowledged batches are damaged"), "{text}");
                 }
                 continue;
             }
@@ -446,4 +448,14 @@ fn no_bytes_make_it_panic() {
         opened += u32::from(use_it(&disk));
     }
     assert!(opened > 500, "{opened} of them could be opened");
+}
+
+#[test]
+fn a_record_is_valid_in_one_place_of_one_segment_only() {
+    let mut bytes = Vec::new();
+    FrameWriter::new(&mut bytes, 77, 4096).finish(5, 512);
+    let found = |seed, offset| format::FrameHeader::decode(&bytes, seed, offset).map(|f| f.number);
+    assert_eq!(found(77, 4096), Some(5));
+    assert_eq!(found(77, 4096 + 512), None);
+    assert_eq!(found(78, 4096), None);
 }
