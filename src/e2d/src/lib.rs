@@ -3,5 +3,6 @@
 pub mod apply;
 pub mod consensus;
 pub mod disk;
+pub mod metrics;
 pub mod store;
 pub mod wal;

@@ -127,11 +127,8 @@ impl PowerCutDisk {
             1 => Keep::Nothing,
             _ => Keep::Some,
         };
-        let files: Vec<FileState> = state
-            .files
-            .iter()
-            .map(|file| FileState::on_platter(file.after_cut(keep, &mut rng)))
-            .collect();
+        let files: Vec<FileState> =
+            state.files.iter().map(|file| FileState::on_platter(file.after_cut(keep, &mut rng))).collect();
         let mut names = state.durable_names.clone();
         for change in &state.pending_names {
             if keep.keeps(&mut rng) {
@@ -196,10 +193,7 @@ impl PowerCutDisk {
     }
 
     fn file(&self, number: usize) -> Box<dyn DiskFile> {
-        Box::new(PowerCutFile {
-            disk: self.clone(),
-            number,
-        })
+        Box::new(PowerCutFile { disk: self.clone(), number })
     }
 }
 
@@ -222,11 +216,7 @@ impl Keep {
 
 impl FileState {
     fn on_platter(bytes: Vec<u8>) -> FileState {
-        FileState {
-            platter: bytes.clone(),
-            cache: bytes,
-            pending: Vec::new(),
-        }
+        FileState { platter: bytes.clone(), cache: bytes, pending: Vec::new() }
     }
 
     fn after_cut(&self, keep: Keep, rng: &mut Rng) -> Vec<u8> {
@@ -288,9 +278,7 @@ impl NameChange {
 
     fn dir(&self) -> Option<&Path> {
         match self {
-            NameChange::Create(path, _) | NameChange::Rename(path, _) | NameChange::Unlink(path) => {
-                path.parent()
-            }
+            NameChange::Create(path, _) | NameChange::Rename(path, _) | NameChange::Unlink(path) => path.parent(),
         }
     }
 }
@@ -386,9 +374,8 @@ impl Disk for PowerCutDisk {
         if !state.change()? {
             return Err(power_is_off());
         }
-        let (synced, rest) = std::mem::take(&mut state.pending_names)
-            .into_iter()
-            .partition(|change| change.dir() == Some(dir));
+        let (synced, rest) =
+            std::mem::take(&mut state.pending_names).into_iter().partition(|change| change.dir() == Some(dir));
         state.pending_names = rest;
         let synced: Vec<NameChange> = synced;
         for change in synced {
@@ -439,10 +426,7 @@ impl DiskFile for PowerCutFile {
     }
 
     fn pwrite(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
-        self.change(Pending::Write {
-            offset: offset as usize,
-            bytes: buf.to_vec(),
-        })?;
+        self.change(Pending::Write { offset: offset as usize, bytes: buf.to_vec() })?;
         Ok(buf.len())
     }
 
@@ -524,10 +508,8 @@ mod tests {
         let mut seen = BTreeSet::new();
         for seed in 0..2000 {
             let left = disk.after_cut(seed).contents(&dir().join("a"));
-            let sectors: Vec<u8> = left
-                .chunks(SECTOR)
-                .map(|s| if s.iter().all(|b| *b == s[0]) { s[0] } else { 9 })
-                .collect();
+            let sectors: Vec<u8> =
+                left.chunks(SECTOR).map(|s| if s.iter().all(|b| *b == s[0]) { s[0] } else { 9 }).collect();
             seen.insert(sectors);
         }
         // Old, first, second or garbage; then old, new or garbage, twice.
@@ -559,9 +541,7 @@ mod tests {
         assert!(file.pread(&mut [0], 0).is_err());
         assert!(file.fdatasync().is_err());
         assert!(disk.list(dir()).is_err());
-        let firsts: BTreeSet<u8> = (0..20)
-            .map(|seed| disk.after_cut(seed).contents(&dir().join("a"))[0])
-            .collect();
+        let firsts: BTreeSet<u8> = (0..20).map(|seed| disk.after_cut(seed).contents(&dir().join("a"))[0]).collect();
         assert!(firsts.contains(&0) && firsts.contains(&1));
     }
 }

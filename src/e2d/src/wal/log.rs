@@ -87,19 +87,9 @@ impl Log {
     /// Why it makes no sense where it stands; nothing is changed then.
     pub(super) fn apply(&mut self, item: &Item, segment: u32) -> Result<(), String> {
         match item {
-            Item::Entry {
-                index,
-                term,
-                offset,
-                record_bytes,
-            } => {
+            Item::Entry { index, term, offset, record_bytes } => {
                 self.check_entry(*index, *term)?;
-                let slot = Slot {
-                    term: *term,
-                    segment,
-                    offset: *offset as u32,
-                    record_bytes: *record_bytes,
-                };
+                let slot = Slot { term: *term, segment, offset: *offset as u32, record_bytes: *record_bytes };
                 self.put_entry(*index, slot);
             }
             Item::HardState(hard_state) => {
@@ -130,9 +120,7 @@ impl Log {
             return Err(format!("entry {index} again, which was committed ({commit})"));
         }
         match self.term(index - 1) {
-            Some(before) if before > term => Err(format!(
-                "entry {index} of term {term} behind one of term {before}"
-            )),
+            Some(before) if before > term => Err(format!("entry {index} of term {term} behind one of term {before}")),
             _ => Ok(()),
         }
     }
@@ -214,10 +202,9 @@ impl Log {
             return Err(format!("a snapshot at {index} where the last entry is {last}"));
         }
         match self.term(index) {
-            Some(term) if term != mark.term => Err(format!(
-                "a snapshot at {index} of term {} where the entry is of term {term}",
-                mark.term
-            )),
+            Some(term) if term != mark.term => {
+                Err(format!("a snapshot at {index} of term {} where the entry is of term {term}", mark.term))
+            }
             _ => Ok(()),
         }
     }
@@ -227,10 +214,7 @@ impl Log {
             self.slots.clear();
             self.first = mark.index + 1;
         }
-        self.mark = SnapshotMark {
-            log: LogAfter::Kept,
-            ..mark.clone()
-        };
+        self.mark = SnapshotMark { log: LogAfter::Kept, ..mark.clone() };
     }
 
     /// The oldest segment that is needed if the entries up to `upto` are not.
@@ -253,12 +237,7 @@ impl Log {
     /// Which reads give the entries from `lo` to `hi` (exclusive), as many as `max_bytes` allow, but at least one.
     pub(super) fn plan(&self, lo: u64, hi: u64, max_bytes: u64) -> Result<Vec<Read>, WalError> {
         let (first, last) = (self.first, self.last_index());
-        let out_of_range = || WalError::OutOfRange {
-            lo,
-            hi,
-            first,
-            last,
-        };
+        let out_of_range = || WalError::OutOfRange { lo, hi, first, last };
         if lo < first || hi > last + 1 || lo > hi {
             return Err(out_of_range());
         }
@@ -273,9 +252,7 @@ impl Log {
             match reads.last_mut() {
                 Some(read) if read.takes(&slot) => read.slots.push((index, slot)),
                 _ => reads.push(Read {
-                    segment: Arc::clone(
-                        self.segments.get(&slot.segment).ok_or_else(out_of_range)?,
-                    ),
+                    segment: Arc::clone(self.segments.get(&slot.segment).ok_or_else(out_of_range)?),
                     slots: vec![(index, slot)],
                 }),
             }
@@ -310,9 +287,7 @@ impl Read {
         let (_, last) = self.slots[self.slots.len() - 1];
         let bytes = (u64::from(last.offset) - self.start()) as usize + last.record_bytes as usize;
         let mut buf = vec![0; bytes];
-        let found = file
-            .read_full(&mut buf, self.start())
-            .map_err(WalError::io("reading", path))?;
+        let found = file.read_full(&mut buf, self.start()).map_err(WalError::io("reading", path))?;
         buf.truncate(found);
         let buf = Bytes::from(buf);
         // Entries share the buffer they were read into, unless it is mostly something else: the padding behind small
@@ -329,11 +304,7 @@ impl Read {
                 None => return Err(corrupt(format!("{found} bytes where {bytes} should be"))),
             };
             let entry = format::decode_entry(&record, header.seed(), offset, |range| {
-                if share {
-                    record.slice(range)
-                } else {
-                    Bytes::copy_from_slice(&record[range])
-                }
+                if share { record.slice(range) } else { Bytes::copy_from_slice(&record[range]) }
             })
             .map_err(corrupt)?;
             if (entry.index, entry.term) != (*index, slot.term) {
