@@ -52,6 +52,11 @@ known! {
     LEADER_CHANGED = Unavailable "leader changed";
     STOPPED = Unavailable "server stopped";
     TIMEOUT = Unavailable "request timed out";
+    BAD_MEMBER_URLS = InvalidArgument "given member URLs are invalid";
+    PEER_URLS_EXIST = FailedPrecondition "Peer URLs already exists";
+    NOT_A_LEARNER = FailedPrecondition "can only promote a learner member";
+    DOWNGRADE_FORMAT = InvalidArgument "wrong downgrade target version format";
+    DOWNGRADE_TARGET = InvalidArgument "invalid downgrade target version";
     NOT_LEADER = FailedPrecondition "not leader";
     BAD_LEADER_TRANSFEREE = FailedPrecondition "bad leader transferee";
     NOT_SUPPORTED_FOR_LEARNER = FailedPrecondition "rpc not supported for learner";

@@ -26,8 +26,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tonic::Status;
 
-/// The etcd version whose behaviour this is. Clients gate features on it, so it is plain: no suffix of ours.
-pub const ETCD_VERSION: &str = "3.6.14";
+pub use crate::cli::ETCD_VERSION;
+
+/// The version of etcd's cluster and storage that goes with [`ETCD_VERSION`].
+pub const ETCD_MINOR_VERSION: &str = "3.6.0";
 
 /// Services with a response that is encoded by hand, see [`wire`].
 #[allow(missing_docs, clippy::all, unreachable_pub)]

@@ -439,7 +439,7 @@ impl History for StoreHistory {
         let before = out.len();
         self.0.read(|view, published| {
             out.truncate(before);
-            view.changes(from, published.revision, max_bytes, with_previous, out)
+            view.changes(from, published, max_bytes, with_previous, out)
         })
     }
 }

@@ -349,16 +349,17 @@ impl<'t, T: Tables> View<'t, T> {
         Ok(())
     }
 
-    /// Changes from a revision on up to and including `until`, for a watcher that is behind: whole revisions, until
+    /// Changes from a revision on up to the newest, for a watcher that is behind: whole revisions, until
     /// they have about `max_bytes`, but at least one. Gives the revision to go on from.
     pub fn changes(
         &self,
         from: Revision,
-        until: Revision,
+        published: Published,
         max_bytes: usize,
         with_previous: bool,
         out: &mut Vec<Change>,
     ) -> Result<Revision, StoreError> {
+        let until = published.revision;
         let mut next = from;
         let mut bytes = 0;
         let mut stopped = false;
@@ -372,7 +373,10 @@ impl<'t, T: Tables> View<'t, T> {
             bytes += event.bytes().len();
             next = main.next();
             let previous = match event.previous {
-                Some(previous) if with_previous => self.event(previous),
+                // Whether a sweep has removed it yet makes no difference.
+                Some(previous) if with_previous && published.compacted.is_none_or(|compacted| main > compacted) => {
+                    self.event(previous)
+                }
                 _ => Ok(None),
             };
             match previous {

@@ -6,7 +6,7 @@ use e2d_api::etcdserverpb::{self as pb, compare, range_request, request_op, resp
 use e2d_api::mvccpb;
 use e2d_core::ids::{LeaseId, Revision};
 use e2d_core::mvcc::codec::MAX_TXN_DEPTH;
-use e2d_core::mvcc::range::KeyRange;
+use e2d_core::mvcc::range::{KeyRange, RangeEnd};
 use e2d_core::mvcc::record::Record;
 use e2d_core::mvcc::request::*;
 use std::collections::BTreeSet;
@@ -219,7 +219,10 @@ impl<'a> Writes<'a> {
     }
 
     fn put(&mut self, key: &'a Bytes) -> Result<(), Known> {
-        if self.deletes.iter().any(|range| range.contains(key)) || !self.puts.insert(key) {
+        // etcd reads the end of an unbounded range as a key here, before which nothing is, so that such a deletion
+        // overlaps no put. Clients may rely on it, and the operations have an order.
+        let deleted = |range: &&KeyRange| range.end != RangeEnd::Unbounded && range.contains(key);
+        if self.deletes.iter().any(deleted) || !self.puts.insert(key) {
             return Err(errors::DUPLICATE_KEY);
         }
         Ok(())

@@ -1,9 +1,10 @@
 //! The Maintenance service.
 
-use super::{Api, ETCD_VERSION, status};
+use super::{Api, ETCD_MINOR_VERSION, ETCD_VERSION, status};
 use e2d_api::errors;
 use e2d_api::etcdserverpb as pb;
 use e2d_api::etcdserverpb::alarm_request::AlarmAction;
+use e2d_api::etcdserverpb::downgrade_request::DowngradeAction;
 use e2d_api::etcdserverpb::maintenance_server::Maintenance;
 use e2d_core::alarm::{Alarm, AlarmKind};
 use e2d_core::ids::{MemberId, Revision};
@@ -67,7 +68,7 @@ impl Maintenance for Api {
             errors,
             db_size_in_use: used as i64,
             is_learner: false,
-            storage_version: "3.6.0".to_owned(),
+            storage_version: ETCD_MINOR_VERSION.to_owned(),
             db_size_quota: self.quota_bytes.map_or(0, |quota| quota as i64),
             downgrade_info: Some(pb::DowngradeInfo::default()),
         }))
@@ -126,10 +127,34 @@ impl Maintenance for Api {
 
     async fn downgrade(
         &self,
-        _request: Request<pb::DowngradeRequest>,
+        request: Request<pb::DowngradeRequest>,
     ) -> Result<Response<pb::DowngradeResponse>, Status> {
-        Err(Status::unimplemented("e2d: this version has no older one to go back to"))
+        let request = request.into_inner();
+        let done = || {
+            let (header, version) = (self.header(Revision(0)), ETCD_MINOR_VERSION.to_owned());
+            Ok(Response::new(pb::DowngradeResponse { header, version }))
+        };
+        match DowngradeAction::try_from(request.action) {
+            // Nothing is under way, and to cancel nothing is no error.
+            Ok(DowngradeAction::Cancel) => done(),
+            Ok(DowngradeAction::Validate | DowngradeAction::Enable) => {
+                if !is_version(&request.version) {
+                    return Err(errors::DOWNGRADE_FORMAT.into());
+                }
+                // There is no older version of e2d whose files differ.
+                Err(errors::DOWNGRADE_TARGET.into())
+            }
+            Err(_) => Err(Status::unknown("etcdserver: unknown method")),
+        }
     }
+}
+
+/// Whether a text is three numbers with dots, perhaps with a suffix, as semantic versions are.
+fn is_version(text: &str) -> bool {
+    let core = text.split(['-', '+']).next().unwrap_or_default();
+    let mut parts = core.split('.');
+    let number = |part: Option<&str>| part.is_some_and(|part| part.parse::<u64>().is_ok());
+    number(parts.next()) && number(parts.next()) && number(parts.next()) && parts.next().is_none()
 }
 
 fn alarm_member(alarm: Alarm) -> pb::AlarmMember {

@@ -27,10 +27,7 @@ impl Disk for RealDisk {
             let entry = entry?;
             if entry.file_type()?.is_file() {
                 names.push(entry.file_name().into_string().map_err(|name| {
-                    io::Error::new(
-                        io::ErrorKind::InvalidData,
-                        format!("{} is not UTF-8", name.to_string_lossy()),
-                    )
+                    io::Error::new(io::ErrorKind::InvalidData, format!("{} is not UTF-8", name.to_string_lossy()))
                 })?);
             }
         }
@@ -38,12 +35,7 @@ impl Disk for RealDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
         Ok(Box::new(file))
     }
 

@@ -109,11 +109,7 @@ impl WalError {
     }
 
     pub(super) fn corrupt(path: &Path, offset: u64, what: impl Into<String>) -> WalError {
-        WalError::Corrupt {
-            path: path.to_owned(),
-            offset,
-            what: what.into(),
-        }
+        WalError::Corrupt { path: path.to_owned(), offset, what: what.into() }
     }
 
     /// Whether the process must stop and start from what is on the disk.

@@ -102,17 +102,10 @@ impl Header {
         }
         let version = u32_at(bytes, 8);
         if version != VERSION {
-            return Err(WalError::Version {
-                path: path.to_owned(),
-                expected: VERSION,
-                found: version,
-            });
+            return Err(WalError::Version { path: path.to_owned(), expected: VERSION, found: version });
         }
         let header = Header {
-            identity: Identity {
-                cluster_id: u64_at(bytes, 16),
-                node_id: u64_at(bytes, 24),
-            },
+            identity: Identity { cluster_id: u64_at(bytes, 16), node_id: u64_at(bytes, 24) },
             salt: u64_at(bytes, 32),
             block_bytes: u32_at(bytes, 12),
             capacity: u64_at(bytes, 40),
@@ -182,12 +175,7 @@ impl<'a> FrameWriter<'a> {
     pub(super) fn new(out: &'a mut Vec<u8>, seed: u32, offset: u64) -> FrameWriter<'a> {
         let start = out.len();
         out.resize(start + FRAME_BYTES, 0);
-        FrameWriter {
-            out,
-            start,
-            seed,
-            offset,
-        }
+        FrameWriter { out, start, seed, offset }
     }
 
     /// Adds an entry and returns where its record is in the segment.
@@ -239,8 +227,7 @@ impl<'a> FrameWriter<'a> {
 
     fn begin(&mut self, kind: u8) -> usize {
         let at = self.out.len();
-        self.out
-            .extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, kind, 0, 0, 0]);
+        self.out.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, kind, 0, 0, 0]);
         at
     }
 
@@ -319,10 +306,7 @@ impl Record {
         if crc != found {
             return Err(format!("record crc {found:#010x}, computed {crc:#010x}"));
         }
-        Ok(Record {
-            kind: header[8],
-            payload: RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + length,
-        })
+        Ok(Record { kind: header[8], payload: RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + length })
     }
 }
 
@@ -344,18 +328,12 @@ pub(super) enum Item {
 ///
 /// # Errors
 /// Where the first record is that means nothing, and why.
-pub(super) fn decode_body(
-    body: &[u8],
-    seed: u32,
-    offset: u64,
-    items: &mut Vec<Item>,
-) -> Result<(), (u64, String)> {
+pub(super) fn decode_body(body: &[u8], seed: u32, offset: u64, items: &mut Vec<Item>) -> Result<(), (u64, String)> {
     items.clear();
     let mut at = 0;
     while at < body.len() {
         let here = offset + at as u64;
-        let (item, record_bytes) =
-            decode_item(&body[at..], seed, here).map_err(|what| (here, what))?;
+        let (item, record_bytes) = decode_item(&body[at..], seed, here).map_err(|what| (here, what))?;
         items.push(item);
         at += record_bytes;
     }
@@ -370,12 +348,7 @@ fn decode_item(bytes: &[u8], seed: u32, offset: u64) -> Result<(Item, usize), St
     let item = match record.kind {
         TYPE_ENTRY => {
             let fixed = EntryFixed::decode(payload)?;
-            Item::Entry {
-                index: fixed.index,
-                term: fixed.term,
-                offset,
-                record_bytes: record_bytes as u32,
-            }
+            Item::Entry { index: fixed.index, term: fixed.term, offset, record_bytes: record_bytes as u32 }
         }
         TYPE_HARD_STATE if payload.len() == HARD_STATE_BYTES => Item::HardState(HardState {
             term: u64_at(payload, 0),
@@ -464,8 +437,7 @@ fn decode_mark(payload: &[u8]) -> Result<SnapshotMark, String> {
         },
         index: u64_at(fixed, 1),
         term: u64_at(fixed, 9),
-        conf_state: ConfState::decode(conf_state)
-            .map_err(|e| format!("a snapshot mark's configuration: {e}"))?,
+        conf_state: ConfState::decode(conf_state).map_err(|e| format!("a snapshot mark's configuration: {e}"))?,
     })
 }
 

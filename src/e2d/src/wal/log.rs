@@ -87,19 +87,9 @@ impl Log {
     /// Why it makes no sense where it stands; nothing is changed then.
     pub(super) fn apply(&mut self, item: &Item, segment: u32) -> Result<(), String> {
         match item {
-            Item::Entry {
-                index,
-                term,
-                offset,
-                record_bytes,
-            } => {
+            Item::Entry { index, term, offset, record_bytes } => {
                 self.check_entry(*index, *term)?;
-                let slot = Slot {
-                    term: *term,
-                    segment,
-                    offset: *offset as u32,
-                    record_bytes: *record_bytes,
-                };
+                let slot = Slot { term: *term, segment, offset: *offset as u32, record_bytes: *record_bytes };
                 self.put_entry(*index, slot);
             }
             Item::HardState(hard_state) => {
@@ -134,9 +124,7 @@ impl Log {
             ));
         }
         match self.term(index - 1) {
-            Some(before) if before > term => Err(format!(
-                "entry {index} of term {term} behind one of term {before}"
-            )),
+            Some(before) if before > term => Err(format!("entry {index} of term {term} behind one of term {before}")),
             _ => Ok(()),
         }
     }
@@ -222,10 +210,9 @@ impl Log {
             ));
         }
         match self.term(index) {
-            Some(term) if term != mark.term => Err(format!(
-                "a snapshot at {index} of term {} where the entry is of term {term}",
-                mark.term
-            )),
+            Some(term) if term != mark.term => {
+                Err(format!("a snapshot at {index} of term {} where the entry is of term {term}", mark.term))
+            }
             _ => Ok(()),
         }
     }
@@ -235,10 +222,7 @@ impl Log {
             self.slots.clear();
             self.first = mark.index + 1;
         }
-        self.mark = SnapshotMark {
-            log: LogAfter::Kept,
-            ..mark.clone()
-        };
+        self.mark = SnapshotMark { log: LogAfter::Kept, ..mark.clone() };
     }
 
     /// The oldest segment that is needed if the entries up to `upto` are not.
@@ -261,12 +245,7 @@ impl Log {
     /// Which reads give the entries from `lo` to `hi` (exclusive), as many as `max_bytes` allow, but at least one.
     pub(super) fn plan(&self, lo: u64, hi: u64, max_bytes: u64) -> Result<Vec<Read>, WalError> {
         let (first, last) = (self.first, self.last_index());
-        let out_of_range = || WalError::OutOfRange {
-            lo,
-            hi,
-            first,
-            last,
-        };
+        let out_of_range = || WalError::OutOfRange { lo, hi, first, last };
         if lo < first || hi > last + 1 || lo > hi {
             return Err(out_of_range());
         }
@@ -316,9 +295,7 @@ impl Read {
         let (_, last) = self.slots[self.slots.len() - 1];
         let bytes = (u64::from(last.offset) - self.start()) as usize + last.record_bytes as usize;
         let mut buf = vec![0; bytes];
-        let found = file
-            .read_full(&mut buf, self.start())
-            .map_err(WalError::io("reading", path))?;
+        let found = file.read_full(&mut buf, self.start()).map_err(WalError::io("reading", path))?;
         buf.truncate(found);
         let buf = Bytes::from(buf);
         // Entries share the buffer they were read into, unless it is mostly something else: the padding behind small
@@ -339,11 +316,7 @@ impl Read {
                 None => return Err(corrupt(format!("{found} bytes where {bytes} should be"))),
             };
             let entry = format::decode_entry(&record, header.seed(), offset, |range| {
-                if share {
-                    record.slice(range)
-                } else {
-                    Bytes::copy_from_slice(&record[range])
-                }
+                if share { record.slice(range) } else { Bytes::copy_from_slice(&record[range]) }
             })
             .map_err(corrupt)?;
             if (entry.index, entry.term) != (*index, slot.term) {

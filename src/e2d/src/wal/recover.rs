@@ -98,8 +98,7 @@ pub(super) fn list(disk: &dyn Disk, dir: &Path) -> Result<Option<Names>, WalErro
 pub(super) fn unlink_all(disk: &dyn Disk, dir: &Path, names: &[String]) -> Result<(), WalError> {
     for name in names {
         let path = dir.join(name);
-        disk.unlink(&path)
-            .map_err(WalError::io("removing", &path))?;
+        disk.unlink(&path).map_err(WalError::io("removing", &path))?;
     }
     Ok(())
 }
@@ -111,23 +110,15 @@ pub(super) fn open(
     identity: Identity,
     options: Options,
 ) -> Result<(Wal, Recovered), WalError> {
-    let missing = || WalError::Missing {
-        dir: dir.to_owned(),
-    };
+    let missing = || WalError::Missing { dir: dir.to_owned() };
     let mut names = list(&*disk, dir)?.ok_or_else(missing)?;
 
     // A name that only the cache knows would be relied on below. It is made durable, or the start fails.
-    disk.fsync_dir(dir)
-        .map_err(WalError::io("syncing the directory", dir))?;
+    disk.fsync_dir(dir).map_err(WalError::io("syncing the directory", dir))?;
 
     let mut segments = Vec::new();
     for (sequence, first_index, name) in &names.live {
-        segments.push(open_segment(
-            &*disk,
-            dir.join(name),
-            identity,
-            (*sequence, *first_index),
-        )?);
+        segments.push(open_segment(&*disk, dir.join(name), identity, (*sequence, *first_index))?);
     }
     let (first, first_path, last) = match (segments.first(), segments.last()) {
         (Some(first), Some(last)) => (first.header, first.path.clone(), last.header),
@@ -135,11 +126,7 @@ pub(super) fn open(
     };
 
     let mut log = Log::new(first.first_index);
-    let mut scan = Scan {
-        log: &mut log,
-        next_frame: first.first_frame,
-        items: Vec::new(),
-    };
+    let mut scan = Scan { log: &mut log, next_frame: first.first_frame, items: Vec::new() };
     let mut end = 0;
     for (i, segment) in segments.iter().enumerate() {
         check_neighbours(segment, &first, i, &scan)?;
@@ -172,22 +159,16 @@ pub(super) fn open(
     unlink_all(&*disk, dir, &names.unfinished)?;
 
     for segment in segments {
-        log.segments
-            .insert(segment.header.sequence, Arc::new(segment));
+        log.segments.insert(segment.header.sequence, Arc::new(segment));
     }
-    log.segments
-        .insert(last.sequence, Arc::clone(&last_segment));
+    log.segments.insert(last.sequence, Arc::clone(&last_segment));
 
     let hard_state = log.hard_state;
     let snapshot = log.mark.clone();
     let (lo, hi) = (snapshot.index + 1, log.last_index() + 1);
     let reader = WalReader::new(log);
-    let recovered = Recovered {
-        entries: reader.entries(lo, hi.max(lo), options.recover_bytes)?,
-        hard_state,
-        snapshot,
-        torn,
-    };
+    let recovered =
+        Recovered { entries: reader.entries(lo, hi.max(lo), options.recover_bytes)?, hard_state, snapshot, torn };
     let wal = Wal {
         disk,
         dir: dir.to_owned(),
@@ -222,19 +203,12 @@ fn open_segment(
     // What is read below must be what is on the disk, for it is acknowledged to others: bytes that a killed process
     // wrote are flushed, and bytes whose flush failed are dropped from the cache, where they look as if they were there.
     file.fdatasync().map_err(WalError::io("syncing", &path))?;
-    file.forget_cached()
-        .map_err(WalError::io("dropping the cache of", &path))?;
+    file.forget_cached().map_err(WalError::io("dropping the cache of", &path))?;
     let mut bytes = [0; HEADER_BYTES];
-    let found = file
-        .read_full(&mut bytes, 0)
-        .map_err(WalError::io("reading", &path))?;
+    let found = file.read_full(&mut bytes, 0).map_err(WalError::io("reading", &path))?;
     let header = Header::decode(&bytes[..found], &path)?;
     if header.identity != identity {
-        return Err(WalError::Foreign {
-            path,
-            expected: identity,
-            found: header.identity,
-        });
+        return Err(WalError::Foreign { path, expected: identity, found: header.identity });
     }
     if (header.sequence, header.first_index) != (sequence, first_index) {
         let found = live_name(header.sequence, header.first_index);
@@ -257,12 +231,7 @@ fn open_segment(
 }
 
 /// Whether a segment follows those that were scanned.
-fn check_neighbours(
-    segment: &Segment,
-    first: &Header,
-    i: usize,
-    scan: &Scan<'_>,
-) -> Result<(), WalError> {
+fn check_neighbours(segment: &Segment, first: &Header, i: usize, scan: &Scan<'_>) -> Result<(), WalError> {
     let header = &segment.header;
     let corrupt = |what| Err(WalError::corrupt(&segment.path, 0, what));
     let expected = u64::from(first.sequence) + i as u64;
@@ -325,9 +294,7 @@ impl Scan<'_> {
             format::decode_body(body, seed, body_offset, &mut self.items)
                 .map_err(|(at, what)| WalError::corrupt(path, at, what))?;
             for item in &self.items {
-                self.log
-                    .apply(item, header.sequence)
-                    .map_err(|what| WalError::corrupt(path, offset, what))?;
+                self.log.apply(item, header.sequence).map_err(|what| WalError::corrupt(path, offset, what))?;
             }
             self.next_frame += 1;
             offset += frame.bytes(block);
@@ -376,11 +343,7 @@ fn find_torn(segment: &Segment, end: u64, next_frame: u64) -> Result<Option<Torn
         }
         at += block;
     }
-    Ok((torn_end > end).then(|| TornTail {
-        path: path.clone(),
-        offset: end,
-        bytes: torn_end - end,
-    }))
+    Ok((torn_end > end).then(|| TornTail { path: path.clone(), offset: end, bytes: torn_end - end }))
 }
 
 /// Overwrites a torn tail with zeros, so that it is reported once and is no part of what is written later.
@@ -390,8 +353,7 @@ fn erase(segment: &Segment, torn: &TornTail) -> Result<(), WalError> {
     let mut done = 0;
     while done < torn.bytes {
         let n = zeros.len().min((torn.bytes - done) as usize);
-        file.write_full(&zeros[..n], torn.offset + done)
-            .map_err(WalError::io("erasing a torn write in", path))?;
+        file.write_full(&zeros[..n], torn.offset + done).map_err(WalError::io("erasing a torn write in", path))?;
         done += n as u64;
     }
     file.fdatasync().map_err(WalError::io("syncing", path))
@@ -408,13 +370,7 @@ struct Window<'a> {
 
 impl<'a> Window<'a> {
     fn new(segment: &'a Segment) -> Window<'a> {
-        Window {
-            file: &*segment.file,
-            path: &segment.path,
-            header: &segment.header,
-            bytes: Vec::new(),
-            start: 0,
-        }
+        Window { file: &*segment.file, path: &segment.path, header: &segment.header, bytes: Vec::new(), start: 0 }
     }
 
     /// The bytes at `offset`, fewer where the segment ends.
@@ -424,10 +380,7 @@ impl<'a> Window<'a> {
         if !(have.contains(&offset) && offset + len as u64 <= have.end) {
             let rest = self.header.capacity.saturating_sub(offset) as usize;
             self.bytes.resize(READ_BYTES.max(len).min(rest), 0);
-            let found = self
-                .file
-                .read_full(&mut self.bytes, offset)
-                .map_err(WalError::io("reading", self.path))?;
+            let found = self.file.read_full(&mut self.bytes, offset).map_err(WalError::io("reading", self.path))?;
             self.bytes.truncate(found);
             self.start = offset;
         }

@@ -21,12 +21,7 @@ fn log(seal: bool) -> (PowerCutDisk, Vec<Model>) {
         (0, vec![100, 200, 300], None),
     ];
     for (back, sizes, commit) in ops {
-        let op = Op::Append {
-            back,
-            sizes,
-            new_term: false,
-            commit,
-        };
+        let op = Op::Append { back, sizes, new_term: false, commit };
         op.perform(&mut wal, &mut model).unwrap();
         models.push(model.clone());
     }
@@ -49,9 +44,7 @@ enum Found {
 fn examine(disk: &PowerCutDisk, models: &[Model]) -> Found {
     let last = &models[models.len() - 1];
     match open(disk) {
-        Err(WalError::Corrupt { .. } | WalError::Version { .. } | WalError::Foreign { .. }) => {
-            Found::Refused
-        }
+        Err(WalError::Corrupt { .. } | WalError::Version { .. } | WalError::Foreign { .. }) => Found::Refused,
         Err(e) => panic!("{e}"),
         Ok((wal, recovered)) if last.is(&wal, &recovered) => {
             last.assert_recovered(&wal, &recovered);
@@ -127,10 +120,7 @@ fn frames(disk: &PowerCutDisk) -> Vec<(std::path::PathBuf, std::ops::Range<usize
         let bytes = disk.contents(&path);
         let header = Header::decode(&bytes, &path).unwrap();
         let mut at = 512;
-        while let Some(frame) = bytes
-            .get(at..)
-            .and_then(|b| format::FrameHeader::decode(b, header.seed(), at as u64))
-        {
+        while let Some(frame) = bytes.get(at..).and_then(|b| format::FrameHeader::decode(b, header.seed(), at as u64)) {
             let end = at + FRAME_BYTES + frame.body_bytes as usize;
             if at > 512 {
                 out.push((path.clone(), at..end));
@@ -300,21 +290,13 @@ fn segments_that_are_missing_doubled_or_of_another_log_are_refused() {
     let mut wal = Wal::create_salted(Arc::new(other.clone()), dir(), ME, small(), 8).unwrap();
     let mut model = Model::default();
     for size in [2000, 2000, 2000] {
-        let op = Op::Append {
-            back: 0,
-            sizes: vec![size],
-            new_term: false,
-            commit: None,
-        };
+        let op = Op::Append { back: 0, sizes: vec![size], new_term: false, commit: None };
         op.perform(&mut wal, &mut model).unwrap();
     }
     let mixed = other.after_cut(1);
     let path = other.paths().pop().unwrap();
     let bytes = other.contents(&path);
-    let header = Header {
-        salt: 9,
-        ..Header::decode(&bytes, &path).unwrap()
-    };
+    let header = Header { salt: 9, ..Header::decode(&bytes, &path).unwrap() };
     let mut bytes = bytes;
     bytes[..format::HEADER_BYTES].copy_from_slice(&header.encode());
     mixed.set_contents(&path, bytes);

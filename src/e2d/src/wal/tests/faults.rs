@@ -14,11 +14,7 @@ struct Ran {
 fn run(disk: &FaultyDisk) -> Ran {
     let mut model = Model::default();
     let shared: Arc<dyn Disk> = Arc::new(disk.clone());
-    let failed = |model: Model, under_way, error| Ran {
-        model,
-        under_way: Some(under_way),
-        error: Some(error),
-    };
+    let failed = |model: Model, under_way, error| Ran { model, under_way: Some(under_way), error: Some(error) };
     let mut wal = match Wal::create_salted(Arc::clone(&shared), dir(), ME, small(), 7) {
         Ok(wal) => wal,
         Err(e) => return failed(model.clone(), model, e),
@@ -56,11 +52,7 @@ fn run(disk: &FaultyDisk) -> Ran {
             }
         }
     }
-    Ran {
-        model,
-        under_way: None,
-        error: None,
-    }
+    Ran { model, under_way: None, error: None }
 }
 
 #[test]
@@ -96,9 +88,7 @@ fn after_any_failed_call_nothing_is_acknowledged_and_the_next_start_recovers() {
                 }
                 let (wal, recovered) = open(&after).unwrap();
                 let under_way = ran.under_way.as_ref().filter(|m| m.is(&wal, &recovered));
-                under_way
-                    .unwrap_or(&ran.model)
-                    .assert_recovered(&wal, &recovered);
+                under_way.unwrap_or(&ran.model).assert_recovered(&wal, &recovered);
             }
         }
     }
@@ -127,19 +117,13 @@ fn an_operators_error_names_what_failed_and_where() {
     let calm = FaultyDisk::new(Arc::new(PowerCutDisk::new()), None);
     drop(Wal::create_salted(Arc::new(calm.clone()), dir(), ME, small(), 7).unwrap());
     // The write and the sync of the first batch.
-    for (at, expected) in [
-        (0, "writing /data/wal/00000001-0000000000000001.wal"),
-        (1, "syncing /data/wal/00000001-0000000000000001.wal"),
-    ] {
+    for (at, expected) in
+        [(0, "writing /data/wal/00000001-0000000000000001.wal"), (1, "syncing /data/wal/00000001-0000000000000001.wal")]
+    {
         let fault = Some((calm.calls().len() + at, Fault::Io));
         let disk = FaultyDisk::new(Arc::new(PowerCutDisk::new()), fault);
         let mut wal = Wal::create_salted(Arc::new(disk), dir(), ME, small(), 7).unwrap();
-        let error = wal
-            .append(&Batch {
-                entries: &entries(1..2, 1, 1),
-                ..Batch::default()
-            })
-            .unwrap_err();
+        let error = wal.append(&Batch { entries: &entries(1..2, 1, 1), ..Batch::default() }).unwrap_err();
         assert_eq!(error.to_string(), expected);
         assert_eq!(
             wal.append(&Batch::default()).unwrap_err().to_string(),

@@ -66,11 +66,7 @@ fn live(seed: u64, wrap: impl Fn(PowerCutDisk) -> Arc<dyn Disk>) {
             made = true;
             under_way = work(&mut rng, wal, &mut model, 40);
         }
-        disk = if rng.one_in(4) {
-            disk.after_kill()
-        } else {
-            disk.after_cut(rng.next_u64())
-        };
+        disk = if rng.one_in(4) { disk.after_kill() } else { disk.after_cut(rng.next_u64()) };
     }
     if made {
         let (wal, recovered) = Wal::open(wrap(disk), dir(), ME, small()).unwrap();
@@ -149,11 +145,7 @@ impl Forgetful {
         if self.names {
             return file;
         }
-        Box::new(ForgetfulFile {
-            file,
-            syncs: Arc::clone(&self.syncs),
-            every: self.every,
-        })
+        Box::new(ForgetfulFile { file, syncs: Arc::clone(&self.syncs), every: self.every })
     }
 }
 
@@ -214,12 +206,7 @@ fn these_tests_notice_a_sync_that_was_left_out() {
         let caught = (0..400).find(|seed| {
             let life = AssertUnwindSafe(|| {
                 live(*seed, |disk| {
-                    Arc::new(Forgetful {
-                        disk,
-                        syncs: Arc::new(AtomicU64::new(*seed)),
-                        every: 5,
-                        names,
-                    })
+                    Arc::new(Forgetful { disk, syncs: Arc::new(AtomicU64::new(*seed)), every: 5, names })
                 });
             });
             std::panic::catch_unwind(life).is_err()
@@ -276,10 +263,7 @@ fn what_a_killed_process_wrote_is_made_durable_before_it_is_believed() {
     // The process dies between its write and its sync.
     disk.cut_at(disk.changes() + 1);
     let batch = entries(2..3, 1, 10);
-    let written = wal.append(&Batch {
-        entries: &batch,
-        ..Batch::default()
-    });
+    let written = wal.append(&Batch { entries: &batch, ..Batch::default() });
     assert!(written.is_err());
     let disk = disk.after_kill();
     let (wal, recovered) = open(&disk).unwrap();
