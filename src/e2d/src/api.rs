@@ -5,6 +5,7 @@
 
 mod cluster;
 mod convert;
+mod gate;
 mod health;
 mod kv;
 mod lease;
@@ -99,6 +100,15 @@ impl Api {
             .add_service(pb::maintenance_server::MaintenanceServer::new(self.clone()).max_decoding_message_size(limit))
             .add_service(e2d_api::health::health_server::HealthServer::new(self.clone()));
         routes.routes()
+    }
+
+    /// Reads one key, as health checks do.
+    pub async fn check_read(&self, linearizable: bool) -> Result<(), Status> {
+        if linearizable {
+            self.consensus.linearize().await.map_err(status::not_read)?;
+        }
+        let read = self.store.read(|view, published| view.get(b"health", published.revision).map(drop));
+        read.map_err(|error| status::damaged(&error))
     }
 
     fn header(&self, revision: Revision) -> Option<pb::ResponseHeader> {

@@ -5,6 +5,7 @@
 //! `e2d_core::mvcc::machine`.
 
 use crate::consensus::{Inbox, Input, Pending, State};
+use crate::metrics::{ApplyOp, Metrics};
 use crate::store::{AppliedState, Flusher, Store};
 use bytes::Bytes;
 use e2d_core::alarm::Alarm;
@@ -13,9 +14,8 @@ use e2d_core::lease::Lessor;
 use e2d_core::mvcc::change::Change;
 use e2d_core::mvcc::codec::BadCommand;
 use e2d_core::mvcc::machine::{EntryContext, Machine};
-use e2d_core::mvcc::request::{Answer, Command, Response};
+use e2d_core::mvcc::request::{Answer, Command, Request, Response};
 use e2d_core::mvcc::view::{StoreError, View};
-use prometheus::Histogram;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -157,8 +157,8 @@ pub struct Applier {
     pub started: Instant,
     /// What a new leader adds to every lease: holders could not reach a leader for that long.
     pub election_millis: u64,
-    /// How long a batch takes.
-    pub apply_seconds: Histogram,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Why applying ended.
@@ -220,7 +220,7 @@ impl Applier {
     }
 
     fn apply_batch(&mut self, batch: Vec<Committed>) -> Result<(), Failed> {
-        let began = Instant::now();
+        let mut began = Instant::now();
         let mut changes = Vec::new();
         let mut answers = Vec::with_capacity(batch.len());
         let mut first_of_term = None;
@@ -237,7 +237,12 @@ impl Applier {
                         let command = Command::decode(bytes)
                             .map_err(|cause| Failed::Entry { index: entry.index, cause })?;
                         let context = EntryContext { index: entry.index, term: entry.term, now: self.now() };
+                        let op = op_of(&command.request);
                         let answer = self.machine.apply(&view, command.request, context, &mut changes)?;
+                        let ended = Instant::now();
+                        let seconds = ended.duration_since(began).as_secs_f64();
+                        self.metrics.server.apply_seconds(op, answer.outcome.is_ok()).observe(seconds);
+                        began = ended;
                         alarms_changed |= matches!(answer.outcome, Ok(Response::Alarms(_)));
                         if command.origin == self.member {
                             answers.push((command.id, Answered { index: entry.index, answer }));
@@ -265,9 +270,10 @@ impl Applier {
         }
         // Readers first, then those who would read because of what they hear.
         let published = self.machine.published();
-        self.store.publish(published);
+        self.store.publish(published, &changes)?;
         let _ = self.announce.send_replace(self.applied.index);
         if !changes.is_empty() {
+            self.metrics.mvcc.events.inc_by(changes.len() as u64);
             self.changes.publish(changes);
         }
         if published.compacted != compacted {
@@ -283,7 +289,6 @@ impl Applier {
         if first_of_term.is_some() {
             self.inbox.push(Input::FirstOfTermApplied);
         }
-        self.apply_seconds.observe(began.elapsed().as_secs_f64());
         Ok(())
     }
 
@@ -292,3 +297,18 @@ impl Applier {
     }
 }
 
+
+/// The name that etcd's metrics have for a request.
+fn op_of(request: &Request) -> ApplyOp {
+    match request {
+        Request::Put(_) => ApplyOp::Put,
+        Request::DeleteRange(_) => ApplyOp::DeleteRange,
+        Request::Txn(_) => ApplyOp::Txn,
+        Request::Compact(_) => ApplyOp::Compaction,
+        Request::LeaseGrant { .. } => ApplyOp::LeaseGrant,
+        Request::LeaseRevoke(_) | Request::LeaseExpire { .. } => ApplyOp::LeaseRevoke,
+        Request::LeaseCheckpoint { .. } => ApplyOp::LeaseCheckpoint,
+        Request::AlarmActivate(_) | Request::AlarmDeactivate(_) | Request::AlarmGet(_) => ApplyOp::Alarm,
+        Request::MemberPublish { .. } => ApplyOp::ClusterMemberAttrSet,
+    }
+}

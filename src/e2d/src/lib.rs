@@ -10,6 +10,7 @@ pub mod disk;
 pub mod http;
 pub mod logging;
 pub mod metrics;
+pub mod node;
 pub mod server;
 pub mod store;
 pub mod systemd;

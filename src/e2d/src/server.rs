@@ -6,12 +6,16 @@
 use crate::api::watch::{self, Gate, WatchHandle, WatchService};
 use crate::api::{Api, Inner, Limits, wire};
 use crate::apply::{Applier, ApplyQueue, Changes, FlushPolicy};
-use crate::cli::{ExitCode, Failure};
-use crate::config::{AutoCompaction, Config, Endpoint};
+use crate::cli::{ExitCode, Failure, GIT_SHA, VERSION};
+use crate::config::{AutoCompaction, Config, Endpoint, MetricsLevel};
 use crate::consensus::{self, Handle, Inbox, Pending, State};
 use crate::data_dir::{DataDir, Refused};
 use crate::disk::RealDisk;
+use crate::http::serve::{self, Plain, Service};
+use crate::http::{self, Endpoints};
 use crate::logging;
+use crate::metrics::{self, Metrics, grpc};
+use crate::node::View;
 use crate::store::{FlushSettings, Flusher, Identity, Loaded, Store};
 use crate::systemd::Notifier;
 use crate::wal::{self, Wal, WalError};
@@ -27,9 +31,10 @@ use e2d_core::mvcc::range::KeyRange;
 use e2d_core::mvcc::request::Request;
 use e2d_core::mvcc::view::StoreError;
 use e2d_core::watch::{History, Limits as WatchLimits};
-use prometheus::{Histogram, HistogramOpts};
 use prost::Message as _;
 use raft::eraftpb::ConfState;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -37,6 +42,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch as tokio_watch};
 use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Status};
+use tower::Layer as _;
 
 /// What a request may take beyond two election time-outs, as in etcd.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,6 +52,12 @@ const CATCHUP_ENTRIES: u64 = 5000;
 
 /// Changes that were applied and not told to watchers: beyond this they are read from history.
 const WATCH_RING_BYTES: usize = 16 << 20;
+
+/// What a message may have beyond a request, as in etcd.
+const MESSAGE_OVERHEAD: usize = 512 << 10;
+
+/// How long calls may go on once the node is asked to stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Leases that are expired at once.
 const EXPIRIES_AT_ONCE: usize = 1000;
@@ -159,6 +171,8 @@ pub async fn serve(config: Config, _log: logging::Control) -> Result<(), Failure
         // What cannot write any more must not answer any more.
         return ended;
     }
+    // Watches never end by themselves.
+    node.watch.stop();
     served.stop().await;
     tokio::task::block_in_place(|| node.stop())?;
     match failures.try_recv() {
@@ -189,6 +203,8 @@ struct Node {
     store: Store,
     handle: Handle,
     api: Api,
+    metrics: Arc<Metrics>,
+    view: Arc<View>,
     watch: WatchHandle,
     watch_thread: watch::WatchThread<StoreError>,
     queue: Arc<ApplyQueue>,
@@ -200,6 +216,11 @@ struct Node {
 
 impl Node {
     fn start(config: &Config, started: Instant, fatal: &mpsc::UnboundedSender<Fatal>) -> Result<Node, Fatal> {
+        let metrics = Arc::new(Metrics::new(&metrics::Settings {
+            version: VERSION,
+            revision: GIT_SHA,
+            extensive: config.metrics.level == MetricsLevel::Extensive,
+        }));
         let data_dir = DataDir::open(&config.storage.data_dir, || Identity {
             cluster: ClusterId(random_id()),
             member: MemberId(random_id()),
@@ -225,7 +246,7 @@ impl Node {
         };
         let sender = fatal.clone();
         let flusher = store
-            .start_flusher(flush_settings, histogram("e2d_flush"), move |error| drop(sender.send(error.into())))
+            .start_flusher(flush_settings, metrics.store.commit_seconds.clone(), move |error| drop(sender.send(error.into())))
             .map_err(thread_failed)?;
         let flusher = Arc::new(flusher);
 
@@ -266,7 +287,7 @@ impl Node {
             changes: Box::new(ToWatchers(watch.clone())),
             started,
             election_millis: election.as_millis() as u64,
-            apply_seconds: histogram("e2d_apply"),
+            metrics: metrics.clone(),
         };
         let sender = fatal.clone();
         let apply_thread = std::thread::Builder::new()
@@ -299,6 +320,7 @@ impl Node {
                 state,
                 apply: queue.clone(),
                 applied: applied_watch,
+                wal_metrics: metrics.wal.clone(),
                 demoted: Box::new(move || demoted.lock().unwrap_or_else(PoisonError::into_inner).demote()),
             },
             &logging::raft_logger(),
@@ -328,6 +350,7 @@ impl Node {
             swept: flusher.swept(),
             compact_store: Arc::new(|| Ok(())),
         });
+        let view = Arc::new(View { api: api.clone(), watch: watch.clone() });
         tokio::spawn(forward_flushed(flusher.flushed(), handle.clone()));
         tokio::spawn(expire_leases(lessor, handle.clone(), started));
         if let Some(retention) = retention(config.compaction.auto) {
@@ -335,6 +358,8 @@ impl Node {
         }
         Ok(Node {
             identity,
+            view,
+            metrics,
             store,
             handle,
             api,
@@ -355,7 +380,6 @@ impl Node {
         // Everything that was committed is handed over; now it is applied and flushed.
         self.queue.close();
         let apply = self.apply_thread.join();
-        self.watch.stop();
         let _ = self.watch_thread.join();
         drop(self.flusher);
         if consensus.is_err() || apply.is_err() {
@@ -373,11 +397,6 @@ fn random_id() -> u64 {
 
 fn thread_failed(error: std::io::Error) -> Fatal {
     Fatal { code: ExitCode::Runtime, error: anyhow::Error::new(error).context("starting a thread") }
-}
-
-fn histogram(name: &str) -> Histogram {
-    let options = HistogramOpts::new(name, name).buckets(prometheus::exponential_buckets(0.001, 2.0, 14).unwrap_or_default());
-    Histogram::with_opts(options).unwrap_or_else(|error| unreachable!("the name is one: {error}"))
 }
 
 /// Opens the log, or makes it for a store that was never written to.
@@ -541,9 +560,9 @@ async fn compact_by_schedule(retention: Retention, store: Store, handle: Handle,
     }
 }
 
-/// What serves clients.
+/// What serves clients, and those who only look.
 struct Served {
-    addresses: Vec<std::net::SocketAddr>,
+    addresses: Vec<SocketAddr>,
     stop: tokio_watch::Sender<bool>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -551,36 +570,90 @@ struct Served {
 impl Served {
     /// Takes no more connections, lets what is under way end, but not for ever.
     async fn stop(self) {
-        const PATIENCE: Duration = Duration::from_secs(5);
         let _ = self.stop.send(true);
-        let deadline = tokio::time::Instant::now() + PATIENCE;
         for task in self.tasks {
-            let _ = tokio::time::timeout_at(deadline, task).await;
+            let _ = task.await;
         }
     }
 }
 
 async fn serve_clients(config: &Config, node: &Node) -> Result<Served, Failure> {
+    let limits = &config.limits;
+    let mut settings = serve::Settings {
+        max_concurrent_streams: Some(limits.max_concurrent_streams).filter(|limit| *limit != u32::MAX),
+        drain_timeout: DRAIN_TIMEOUT,
+        ..serve::Settings::default()
+    };
+    if let Some(keepalive) = limits.keepalive {
+        settings.keep_alive_interval = keepalive.interval;
+        settings.keep_alive_timeout = keepalive.timeout;
+    }
+    let endpoints = Arc::new(Endpoints::new(
+        node.view.clone(),
+        node.metrics.clone(),
+        http::Settings { read_timeout: node.handle.timeout(), origins: BTreeSet::new(), hosts: BTreeSet::new() },
+    ));
+    let gate = Arc::new(WatchGate(node.api.clone()));
+    let routes = node.api.routes(WatchService::new(node.watch.clone(), gate));
+    let max_message_bytes = limits.max_request_bytes as usize + MESSAGE_OVERHEAD;
+    let grpc = grpc::Layer::new(node.metrics.grpc.clone(), max_message_bytes).layer(node.api.gate(routes.prepare()));
+    let service = Service::new(grpc, endpoints.clone());
+
     let (stop, stopped) = tokio_watch::channel(false);
     let (mut addresses, mut tasks) = (Vec::new(), Vec::new());
-    let gate = Arc::new(WatchGate(node.api.clone()));
-    for address in &config.listen.client {
-        let listener = tokio::net::TcpListener::bind(address)
-            .await
-            .with_context(|| format!("listening for clients on {address}"))
-            .map_err(runtime)?;
-        addresses.push(listener.local_addr().context("listening for clients").map_err(runtime)?);
-        let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
-        let routes = node.api.routes(WatchService::new(node.watch.clone(), gate.clone()));
+    let until_stopped = || {
         let mut stopped = stopped.clone();
-        tasks.push(tokio::spawn(async move {
-            let _ = tonic::transport::Server::builder()
-                .add_routes(routes)
-                .serve_with_incoming_shutdown(incoming, async move {
-                    let _ = stopped.wait_for(|stopped| *stopped).await;
-                })
-                .await;
-        }));
+        async move { drop(stopped.wait_for(|stopped| *stopped).await) }
+    };
+    for address in &config.listen.client {
+        let listener = listen("clients", *address).await?;
+        addresses.push(listener.local_addr().context("listening for clients").map_err(runtime)?);
+        let connections = node.metrics.connections.clone();
+        tasks.push(tokio::spawn(serve::serve(
+            listener,
+            Plain,
+            service.clone(),
+            settings.clone(),
+            connections,
+            until_stopped(),
+        )));
+    }
+    for address in &config.metrics.listen {
+        let listener = listen("scrapers", *address).await?;
+        let connections = node.metrics.connections.clone();
+        tasks.push(tokio::spawn(serve::serve(
+            listener,
+            Plain,
+            Service::new(grpc::Layer::new(node.metrics.grpc.clone(), max_message_bytes).layer(NoGrpc), endpoints.clone()),
+            settings.clone(),
+            connections,
+            until_stopped(),
+        )));
     }
     Ok(Served { addresses, stop, tasks })
+}
+
+async fn listen(whom: &str, address: SocketAddr) -> Result<tokio::net::TcpListener, Failure> {
+    tokio::net::TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listening for {whom} on {address}"))
+        .map_err(runtime)
+}
+
+/// The port for scrapers has no services.
+#[derive(Clone)]
+struct NoGrpc;
+
+impl<B: Send + 'static> tower::Service<::http::Request<B>> for NoGrpc {
+    type Response = ::http::Response<tonic::body::Body>;
+    type Error = std::convert::Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: ::http::Request<B>) -> Self::Future {
+        std::future::ready(Ok(Status::unimplemented("no gRPC on this port").into_http()))
+    }
 }

@@ -6,9 +6,12 @@ use bytes::Bytes;
 use e2d_api::errors;
 use e2d_api::etcdserverpb as pb;
 use e2d_core::ids::Revision;
+use e2d_core::mvcc::fences::Count;
 use e2d_core::mvcc::machine::read_only_txn;
 use e2d_core::mvcc::range::KeyRange;
-use e2d_core::mvcc::request::{OrderBy, RangeQuery, Rejected, Request as Change, Response as Changed};
+use e2d_core::mvcc::request::{
+    OrderBy, RangeQuery, Rejected, Request as Change, Response as Changed, RevisionFilter,
+};
 use e2d_core::mvcc::view::{Published, StoreError, View};
 use std::ops::ControlFlow;
 use tonic::{Request, Response, Status};
@@ -104,8 +107,10 @@ fn unexpected(response: &Changed) -> Status {
 
 /// A walk over a range that is done in pieces.
 struct Walk {
-    query: RangeQuery,
     at: Revision,
+    limit: u64,
+    /// Nothing behind the limit matters.
+    stop_at_limit: bool,
     kvs: Vec<u8>,
     taken: u64,
     count: u64,
@@ -146,55 +151,125 @@ impl Api {
         wire::Header { cluster: self.cluster, member: self.consensus.member(), term: self.consensus.state().term() }
     }
 
+    /// Counts and keys in their own order: walked in pieces, and no further than the answer needs.
     async fn answer_in_pieces(&self, query: RangeQuery) -> Result<wire::RangeResponse, Status> {
-        let limit = query.limit.unwrap_or(u64::MAX);
-        let wanted = query.revision;
         loop {
-            let start = query.range.clone();
-            let mut walk =
-                Walk { query: query.clone(), at: Revision(0), kvs: Vec::new(), taken: 0, count: 0, more: false };
-            let mut rest = Some(start);
-            let mut current = Revision(0);
-            let mut overtaken = false;
-            let mut first = true;
-            while let Some(range) = rest.take() {
-                if !first {
-                    tokio::task::yield_now().await;
-                }
-                let (before, fixed) = ((walk.kvs.len(), walk.taken, walk.count, walk.more), walk.at);
-                let piece = self
-                    .store
-                    .read(|view, published| {
-                        (walk.taken, walk.count, walk.more) = (before.1, before.2, before.3);
-                        walk.kvs.truncate(before.0);
-                        if first {
-                            current = published.revision;
-                            walk.at = wanted.unwrap_or(current);
-                            if let Err(rejected) = published.check(wanted) {
-                                return Ok(Err(rejected));
-                            }
-                        } else if let Err(rejected) = published.check(Some(fixed)) {
-                            return Ok(Err(rejected));
-                        }
-                        walk.piece(view, &range, limit).map(Ok)
-                    })
-                    .map_err(|error| status::damaged(&error))?;
-                first = false;
-                match piece {
-                    Ok(next) => rest = next,
-                    // A compaction went past the revision between two pieces. Who asked for the newest gets a newer.
-                    Err(Rejected::Compacted { .. }) if wanted.is_none() => {
-                        overtaken = true;
-                        break;
-                    }
-                    Err(rejected) => return Err(status::rejected(&rejected)),
-                }
-            }
-            if !overtaken {
-                return Ok(self.range_response(current, walk.kvs, walk.more, walk.count));
+            // The newest state is read at the revision that its numbers of keys are known for.
+            let counted = (!query.range.is_single()).then(|| self.store.fences().count(&query.range));
+            let published = self.store.published();
+            let current = counted.as_ref().map_or(published.revision, |counted| counted.revision.max(published.revision));
+            let readable = Published { revision: current, ..published };
+            readable.check(query.revision).map_err(|rejected| status::rejected(&rejected))?;
+            let at = match (query.revision, &counted) {
+                (Some(at), _) => at,
+                (None, Some(counted)) => counted.revision,
+                (None, None) => current,
+            };
+            match self.walk(&query, counted, at).await {
+                // A compaction went past the revision between two pieces. Who asked for the newest gets a newer.
+                Err(Stopped::Overtaken(_)) if query.revision.is_none() => continue,
+                Err(Stopped::Overtaken(rejected)) => return Err(status::rejected(&rejected)),
+                Err(Stopped::Failed(error)) => return Err(status::damaged(&error)),
+                Ok(walk) => return Ok(self.range_response(current, walk.kvs, walk.more, walk.count)),
             }
         }
     }
+
+    async fn walk(&self, query: &RangeQuery, counted: Option<Count>, at: Revision) -> Result<Walk, Stopped> {
+        let limit = if query.count_only { 0 } else { query.limit.unwrap_or(u64::MAX) };
+        let mut walk = Walk { at, limit, stop_at_limit: false, kvs: Vec::new(), taken: 0, count: 0, more: false };
+        // Without a filter the number of keys says whether there are more; so the walk ends where the answer does.
+        let counted = match counted {
+            Some(counted) if query.filter == RevisionFilter::default() && limit != u64::MAX => {
+                self.count_back(counted, &query.range, at)?
+            }
+            _ => None,
+        };
+        let Some((counted, change)) = counted else {
+            self.walk_over(&mut walk, query, query.range.clone()).await?;
+            return Ok(walk);
+        };
+        walk.stop_at_limit = true;
+        if limit > 0 {
+            self.walk_over(&mut walk, query, query.range.clone()).await?;
+        }
+        let shown = walk.taken;
+        let mut count = Walk { at: counted.revision, limit: 0, stop_at_limit: false, kvs: Vec::new(), taken: 0, count: 0, more: false };
+        for part in counted.parts {
+            self.walk_over(&mut count, query, part).await?;
+        }
+        walk.count = (counted.whole + count.count).saturating_add_signed(change);
+        walk.more = limit > 0 && walk.count > shown;
+        Ok(walk)
+    }
+
+    /// What has to be added to the number of keys now to have the number at an older revision: every event since then
+    /// says what it did. `None` when there were too many.
+    fn count_back(&self, counted: Count, range: &KeyRange, at: Revision) -> Result<Option<(Count, i64)>, Stopped> {
+        const MOST_REVISIONS: u64 = 4096;
+        if at == counted.revision {
+            return Ok(Some((counted, 0)));
+        }
+        if at > counted.revision || counted.revision.0 - at.0 > MOST_REVISIONS {
+            return Ok(None);
+        }
+        let change = self
+            .store
+            .read(|view, published| {
+                if let Err(rejected) = published.check(Some(at)) {
+                    return Ok(Err(rejected));
+                }
+                let mut change = 0;
+                view.events(at.next(), &mut |event| {
+                    if event.at.main > counted.revision {
+                        return ControlFlow::Break(());
+                    }
+                    if range.contains(event.key()) {
+                        change += if event.is_tombstone() { 1 } else if event.version == 1 { -1 } else { 0 };
+                    }
+                    ControlFlow::Continue(())
+                })?;
+                Ok(Ok(change))
+            })
+            .map_err(Stopped::Failed)?
+            .map_err(Stopped::Overtaken)?;
+        Ok(Some((counted, change)))
+    }
+
+    async fn walk_over(&self, walk: &mut Walk, query: &RangeQuery, range: KeyRange) -> Result<(), Stopped> {
+        let mut rest = Some(range);
+        while let Some(range) = rest.take() {
+            let before = (walk.kvs.len(), walk.taken, walk.count, walk.more);
+            let next = self
+                .store
+                .read(|view, published| {
+                    // It may run again.
+                    walk.kvs.truncate(before.0);
+                    (walk.taken, walk.count, walk.more) = (before.1, before.2, before.3);
+                    match published.compacted {
+                        Some(compacted) if walk.at < compacted => {
+                            Ok(Err(Rejected::Compacted { wanted: walk.at, compacted }))
+                        }
+                        _ => walk.piece(view, query, &range).map(Ok),
+                    }
+                })
+                .map_err(Stopped::Failed)?
+                .map_err(Stopped::Overtaken)?;
+            if next.is_some() {
+                tokio::task::yield_now().await;
+            }
+            rest = next;
+        }
+        Ok(())
+    }
+}
+
+/// Why a walk did not come to its end.
+enum Stopped {
+    /// Its revision was compacted meanwhile.
+    Overtaken(Rejected),
+    /// The store cannot be read.
+    Failed(StoreError),
 }
 
 impl Walk {
@@ -202,8 +277,8 @@ impl Walk {
     fn piece(
         &mut self,
         view: &View<'_, Snapshot<'_>>,
+        query: &RangeQuery,
         range: &KeyRange,
-        limit: u64,
     ) -> Result<Option<KeyRange>, StoreError> {
         let (stop_count, stop_bytes) = (self.count + PIECE_KEYS, self.kvs.len() + PIECE_BYTES);
         let mut rest = None;
@@ -214,13 +289,16 @@ impl Walk {
                 return ControlFlow::Break(());
             }
             self.count += 1;
-            if !self.query.count_only && self.query.filter.admits(&record) {
-                if self.taken < limit {
+            if query.filter.admits(&record) {
+                if self.taken < self.limit {
                     self.taken += 1;
-                    wire::put_key_value(&record, self.query.keys_only, &mut self.kvs);
+                    wire::put_key_value(&record, query.keys_only, &mut self.kvs);
                 } else {
-                    self.more = true;
+                    self.more = !query.count_only;
                 }
+            }
+            if self.stop_at_limit && self.taken >= self.limit {
+                return ControlFlow::Break(());
             }
             ControlFlow::Continue(())
         })?;

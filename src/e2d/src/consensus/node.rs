@@ -5,6 +5,7 @@ use super::pending::Pending;
 use super::raft_log::RaftLog;
 use super::{Handle, Input, State, Unavailable};
 use crate::apply::ApplyQueue;
+use crate::metrics;
 use crate::wal::{Batch, LogAfter, SnapshotMark, Wal, WalError};
 use e2d_core::ids::{LogIndex, MemberId, Term};
 use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType};
@@ -75,6 +76,7 @@ pub(super) struct Node {
     /// Rounds are never repeated: an answer to an older one, late on the network, must not count for a newer one.
     next_round: u64,
     flushed: LogIndex,
+    wal_metrics: metrics::Wal,
     demoted: Box<dyn Fn() + Send>,
 }
 
@@ -110,6 +112,8 @@ pub struct Parts {
     pub apply: Arc<ApplyQueue>,
     /// What was applied of them.
     pub applied: watch::Receiver<LogIndex>,
+    /// What is counted of the log.
+    pub wal_metrics: metrics::Wal,
     /// This member no longer leads.
     pub demoted: Box<dyn Fn() + Send>,
 }
@@ -122,7 +126,7 @@ pub fn start(
     logger: &slog::Logger,
     failed: impl FnOnce(Failed) + Send + 'static,
 ) -> Result<Started, Failed> {
-    let Parts { inbox, pending, state, apply, applied, demoted } = parts;
+    let Parts { inbox, pending, state, apply, applied, wal_metrics, demoted } = parts;
     let ticks = (settings.election.as_millis() / settings.heartbeat.as_millis().max(1)).max(2) as usize;
     let config = Config {
         id: settings.member.0,
@@ -157,6 +161,7 @@ pub fn start(
         reads: VecDeque::new(),
         next_round: settings.first_round >> 1,
         flushed: from.applied.0,
+        wal_metrics,
         demoted,
     };
     if node.is_only_voter() {
@@ -177,6 +182,20 @@ pub fn start(
 }
 
 impl Node {
+    /// Writes a batch, and counts what it took.
+    pub(super) fn write(&mut self, entries: &[Entry], hard_state: Option<&HardState>) -> Result<(), Failed> {
+        if entries.is_empty() && hard_state.is_none() {
+            return Ok(());
+        }
+        let began = Instant::now();
+        self.wal.append(&Batch { snapshot: None, entries, hard_state })?;
+        if !entries.is_empty() {
+            self.wal_metrics.fsync_seconds.observe(began.elapsed().as_secs_f64());
+            self.wal_metrics.batch_entries.observe(entries.len() as f64);
+        }
+        Ok(())
+    }
+
     fn run(&mut self) -> Result<(), Failed> {
         let mut next_tick = Instant::now() + self.settings.heartbeat;
         let mut inputs = Vec::new();
