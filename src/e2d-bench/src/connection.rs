@@ -34,9 +34,7 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) async fn open(address: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect(address)
-            .await
-            .with_context(|| format!("connecting to {address}"))?;
+        let stream = TcpStream::connect(address).await.with_context(|| format!("connecting to {address}"))?;
         stream.set_nodelay(true).context("setting TCP_NODELAY")?;
         let (sender, connection) = Builder::new(TokioExecutor::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -46,9 +44,7 @@ impl Connection {
             .with_context(|| format!("HTTP/2 handshake with {address}"))?;
         // Its failure is not lost: every call on this connection then fails with it.
         tokio::spawn(connection);
-        let origin = format!("http://{address}")
-            .parse()
-            .context("making the origin of the requests")?;
+        let origin = format!("http://{address}").parse().context("making the origin of the requests")?;
         Ok(Self { sender, origin })
     }
 
@@ -62,8 +58,7 @@ impl Connection {
     }
 
     pub(crate) fn kv(&self) -> KvClient<Self> {
-        KvClient::with_origin(self.clone(), self.origin.clone())
-            .max_decoding_message_size(MESSAGE_BYTES)
+        KvClient::with_origin(self.clone(), self.origin.clone()).max_decoding_message_size(MESSAGE_BYTES)
     }
 
     pub(crate) fn lease(&self) -> LeaseClient<Self> {
@@ -71,13 +66,11 @@ impl Connection {
     }
 
     pub(crate) fn watch(&self) -> WatchClient<Self> {
-        WatchClient::with_origin(self.clone(), self.origin.clone())
-            .max_decoding_message_size(MESSAGE_BYTES)
+        WatchClient::with_origin(self.clone(), self.origin.clone()).max_decoding_message_size(MESSAGE_BYTES)
     }
 
     pub(crate) fn maintenance(&self) -> MaintenanceClient<Self> {
-        MaintenanceClient::with_origin(self.clone(), self.origin.clone())
-            .max_decoding_message_size(MESSAGE_BYTES)
+        MaintenanceClient::with_origin(self.clone(), self.origin.clone()).max_decoding_message_size(MESSAGE_BYTES)
     }
 }
 

@@ -15,11 +15,11 @@ use bytes::Bytes;
 use e2d_api::etcdserverpb::kv_server::{Kv, KvServer};
 use e2d_api::etcdserverpb::maintenance_server::{Maintenance, MaintenanceServer};
 use e2d_api::etcdserverpb::{
-    AlarmRequest, AlarmResponse, CompactionRequest, CompactionResponse, DefragmentRequest,
-    DefragmentResponse, DeleteRangeRequest, DeleteRangeResponse, DowngradeRequest,
-    DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest,
-    MoveLeaderResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, ResponseHeader,
-    SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse, TxnRequest, TxnResponse,
+    AlarmRequest, AlarmResponse, CompactionRequest, CompactionResponse, DefragmentRequest, DefragmentResponse,
+    DeleteRangeRequest, DeleteRangeResponse, DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse,
+    HashRequest, HashResponse, MoveLeaderRequest, MoveLeaderResponse, PutRequest, PutResponse, RangeRequest,
+    RangeResponse, ResponseHeader, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse, TxnRequest,
+    TxnResponse,
 };
 use e2d_api::mvccpb::KeyValue;
 use hdrhistogram::Histogram;
@@ -34,9 +34,7 @@ pub(crate) const SUBCOMMAND: &str = "floor-server";
 
 /// Answers Put, single-key Range and Status until the process is ended.
 pub(crate) async fn serve(address: SocketAddr) -> Result<()> {
-    let floor = Floor {
-        value: Bytes::from(vec![b'v'; VALUE_BYTES]),
-    };
+    let floor = Floor { value: Bytes::from(vec![b'v'; VALUE_BYTES]) };
     tonic::transport::Server::builder()
         .tcp_nodelay(true)
         .add_service(KvServer::new(floor.clone()))
@@ -48,19 +46,10 @@ pub(crate) async fn serve(address: SocketAddr) -> Result<()> {
 
 /// The address in the `--listen-client-urls http://IP:PORT` among etcd's flags.
 pub(crate) fn address(flags: &[String]) -> Result<SocketAddr> {
-    let mut after = flags
-        .iter()
-        .skip_while(|flag| *flag != "--listen-client-urls")
-        .skip(1);
-    let url = after
-        .next()
-        .ok_or_else(|| anyhow!("expected --listen-client-urls URL, found {flags:?}"))?;
-    let address = url
-        .strip_prefix("http://")
-        .ok_or_else(|| anyhow!("expected http://IP:PORT, found {url:?}"))?;
-    address
-        .parse()
-        .with_context(|| format!("expected http://IP:PORT, found {url:?}"))
+    let mut after = flags.iter().skip_while(|flag| *flag != "--listen-client-urls").skip(1);
+    let url = after.next().ok_or_else(|| anyhow!("expected --listen-client-urls URL, found {flags:?}"))?;
+    let address = url.strip_prefix("http://").ok_or_else(|| anyhow!("expected http://IP:PORT, found {url:?}"))?;
+    address.parse().with_context(|| format!("expected http://IP:PORT, found {url:?}"))
 }
 
 #[derive(Debug, Clone)]
@@ -69,58 +58,30 @@ struct Floor {
 }
 
 impl Floor {
-    const HEADER: ResponseHeader = ResponseHeader {
-        cluster_id: 1,
-        member_id: 1,
-        revision: 2,
-        raft_term: 1,
-    };
+    const HEADER: ResponseHeader = ResponseHeader { cluster_id: 1, member_id: 1, revision: 2, raft_term: 1 };
 
     fn refuse<T>(what: &str) -> Result<Response<T>, Status> {
-        Err(Status::unimplemented(format!(
-            "the floor server answers no {what}"
-        )))
+        Err(Status::unimplemented(format!("the floor server answers no {what}")))
     }
 }
 
 #[tonic::async_trait]
 impl Kv for Floor {
     async fn put(&self, _: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        Ok(Response::new(PutResponse {
-            header: Some(Self::HEADER),
-            prev_kv: None,
-        }))
+        Ok(Response::new(PutResponse { header: Some(Self::HEADER), prev_kv: None }))
     }
 
-    async fn range(
-        &self,
-        request: Request<RangeRequest>,
-    ) -> Result<Response<RangeResponse>, Status> {
+    async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
         let request = request.into_inner();
         if !request.range_end.is_empty() {
             return Self::refuse("Range of more than one key");
         }
         let value = self.value.clone();
-        let kv = KeyValue {
-            key: request.key,
-            create_revision: 2,
-            mod_revision: 2,
-            version: 1,
-            value,
-            lease: 0,
-        };
-        Ok(Response::new(RangeResponse {
-            header: Some(Self::HEADER),
-            kvs: vec![kv],
-            more: false,
-            count: 1,
-        }))
+        let kv = KeyValue { key: request.key, create_revision: 2, mod_revision: 2, version: 1, value, lease: 0 };
+        Ok(Response::new(RangeResponse { header: Some(Self::HEADER), kvs: vec![kv], more: false, count: 1 }))
     }
 
-    async fn delete_range(
-        &self,
-        _: Request<DeleteRangeRequest>,
-    ) -> Result<Response<DeleteRangeResponse>, Status> {
+    async fn delete_range(&self, _: Request<DeleteRangeRequest>) -> Result<Response<DeleteRangeResponse>, Status> {
         Self::refuse("DeleteRange")
     }
 
@@ -128,10 +89,7 @@ impl Kv for Floor {
         Self::refuse("Txn")
     }
 
-    async fn compact(
-        &self,
-        _: Request<CompactionRequest>,
-    ) -> Result<Response<CompactionResponse>, Status> {
+    async fn compact(&self, _: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
         Self::refuse("Compact")
     }
 }
@@ -139,21 +97,14 @@ impl Kv for Floor {
 #[tonic::async_trait]
 impl Maintenance for Floor {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        Ok(Response::new(StatusResponse {
-            header: Some(Self::HEADER),
-            leader: 1,
-            ..Default::default()
-        }))
+        Ok(Response::new(StatusResponse { header: Some(Self::HEADER), leader: 1, ..Default::default() }))
     }
 
     async fn alarm(&self, _: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
         Self::refuse("Alarm")
     }
 
-    async fn defragment(
-        &self,
-        _: Request<DefragmentRequest>,
-    ) -> Result<Response<DefragmentResponse>, Status> {
+    async fn defragment(&self, _: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
         Self::refuse("Defragment")
     }
 
@@ -167,24 +118,15 @@ impl Maintenance for Floor {
 
     type SnapshotStream = tokio_stream::Empty<Result<SnapshotResponse, Status>>;
 
-    async fn snapshot(
-        &self,
-        _: Request<SnapshotRequest>,
-    ) -> Result<Response<Self::SnapshotStream>, Status> {
+    async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
         Self::refuse("Snapshot")
     }
 
-    async fn move_leader(
-        &self,
-        _: Request<MoveLeaderRequest>,
-    ) -> Result<Response<MoveLeaderResponse>, Status> {
+    async fn move_leader(&self, _: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
         Self::refuse("MoveLeader")
     }
 
-    async fn downgrade(
-        &self,
-        _: Request<DowngradeRequest>,
-    ) -> Result<Response<DowngradeResponse>, Status> {
+    async fn downgrade(&self, _: Request<DowngradeRequest>) -> Result<Response<DowngradeResponse>, Status> {
         Self::refuse("Downgrade")
     }
 }
@@ -220,8 +162,7 @@ pub(crate) fn disk(directory: &Path, batch_puts: usize, time: Duration) -> Resul
         file.seek(SeekFrom::Start(0))?;
         let batch = vec![0x5au8; batch_puts * (VALUE_BYTES + LOG_OVERHEAD_BYTES)];
         // Constants within the range that the type allows.
-        let mut latencies =
-            Histogram::<u64>::new_with_bounds(1, 60_000_000, 2).map_err(std::io::Error::other)?;
+        let mut latencies = Histogram::<u64>::new_with_bounds(1, 60_000_000, 2).map_err(std::io::Error::other)?;
         let mut offset = 0;
         let began = Instant::now();
         while began.elapsed() < time {
@@ -256,16 +197,8 @@ mod tests {
         let found = |flags: &str| address(&flags.split(' ').map(str::to_owned).collect::<Vec<_>>());
         let right = found("--name n --listen-client-urls http://127.0.0.1:2379 --data-dir d");
         assert_eq!(right.unwrap(), "127.0.0.1:2379".parse().unwrap());
-        for url in [
-            "",
-            " 127.0.0.1:2379",
-            " https://127.0.0.1:2379",
-            " http://localhost",
-        ] {
-            assert!(
-                found(&format!("--listen-client-urls{url}")).is_err(),
-                "{url:?}"
-            );
+        for url in ["", " 127.0.0.1:2379", " https://127.0.0.1:2379", " http://localhost"] {
+            assert!(found(&format!("--listen-client-urls{url}")).is_err(), "{url:?}");
         }
     }
 
@@ -280,9 +213,7 @@ mod tests {
 
     #[test]
     fn a_missing_directory_is_named() {
-        let error = disk(Path::new("/nonexistent"), 1, Duration::ZERO)
-            .unwrap_err()
-            .to_string();
+        let error = disk(Path::new("/nonexistent"), 1, Duration::ZERO).unwrap_err().to_string();
         assert!(error.contains("/nonexistent/disk-floor"), "{error}");
     }
 }

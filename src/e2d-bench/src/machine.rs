@@ -20,29 +20,18 @@ pub(crate) struct Machine {
 
 impl Machine {
     pub(crate) fn of(data: &Path) -> Result<Self> {
-        let read =
-            |path: &str| std::fs::read_to_string(path).with_context(|| format!("reading {path}"));
-        let data = data
-            .canonicalize()
-            .with_context(|| format!("resolving {}", data.display()))?;
+        let read = |path: &str| std::fs::read_to_string(path).with_context(|| format!("reading {path}"));
+        let data = data.canonicalize().with_context(|| format!("resolving {}", data.display()))?;
         let load = read("/proc/loadavg")?;
         Ok(Self {
-            cpu: value(&read("/proc/cpuinfo")?, "model name")
-                .unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
-            cores: std::thread::available_parallelism()
-                .context("asking for the number of cores")?
-                .get(),
+            cpu: value(&read("/proc/cpuinfo")?, "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+            cores: std::thread::available_parallelism().context("asking for the number of cores")?.get(),
             memory_gib: value(&read("/proc/meminfo")?, "MemTotal")
                 .and_then(|text| text.split(' ').next()?.parse::<f64>().ok())
                 .map_or(0.0, |kib| kib / f64::from(1 << 20)),
             kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
-            file_system: file_system(&read("/proc/self/mountinfo")?, &data)
-                .unwrap_or_else(|| "unknown".to_owned()),
-            load_before: load
-                .split(' ')
-                .next()
-                .and_then(|text| text.parse().ok())
-                .unwrap_or(0.0),
+            file_system: file_system(&read("/proc/self/mountinfo")?, &data).unwrap_or_else(|| "unknown".to_owned()),
+            load_before: load.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or(0.0),
         })
     }
 }
@@ -62,9 +51,7 @@ fn file_system(mountinfo: &str, path: &Path) -> Option<String> {
         Some((mount.split(' ').nth(4)?, file_system.split(' ').next()?))
     });
     let above = mounts.filter(|(point, _)| path.starts_with(point));
-    above
-        .max_by_key(|(point, _)| point.len())
-        .map(|(_, kind)| kind.to_owned())
+    above.max_by_key(|(point, _)| point.len()).map(|(_, kind)| kind.to_owned())
 }
 
 #[cfg(test)]
@@ -75,17 +62,8 @@ mod tests {
     fn the_nearest_mount_names_the_file_system() {
         let mounts = "22 1 8:1 / / rw - ext4 /dev/a rw\n23 22 0:5 / /tmp rw shared:3 - tmpfs tmpfs rw\n\
                       24 22 8:2 / /tmpdata rw - xfs /dev/b rw\n";
-        for (path, kind) in [
-            ("/srv", "ext4"),
-            ("/tmp/x", "tmpfs"),
-            ("/tmpdata/x", "xfs"),
-            ("/tmpd", "ext4"),
-        ] {
-            assert_eq!(
-                file_system(mounts, Path::new(path)).as_deref(),
-                Some(kind),
-                "{path}"
-            );
+        for (path, kind) in [("/srv", "ext4"), ("/tmp/x", "tmpfs"), ("/tmpdata/x", "xfs"), ("/tmpd", "ext4")] {
+            assert_eq!(file_system(mounts, Path::new(path)).as_deref(), Some(kind), "{path}");
         }
         assert_eq!(file_system("", Path::new("/")), None);
     }
@@ -93,10 +71,7 @@ mod tests {
     #[test]
     fn values_are_trimmed() {
         let text = "model\t\t: 1\nmodel name\t: Some CPU @ 2 GHz\n";
-        assert_eq!(
-            value(text, "model name").as_deref(),
-            Some("Some CPU @ 2 GHz")
-        );
+        assert_eq!(value(text, "model name").as_deref(), Some("Some CPU @ 2 GHz"));
         assert_eq!(value(text, "bogomips"), None);
     }
 
@@ -104,9 +79,6 @@ mod tests {
     fn this_machine_is_described() {
         let machine = Machine::of(&std::env::temp_dir()).unwrap();
         assert!(machine.cores > 0 && machine.memory_gib > 0.0, "{machine:?}");
-        assert!(
-            !machine.kernel.is_empty() && machine.file_system != "unknown",
-            "{machine:?}"
-        );
+        assert!(!machine.kernel.is_empty() && machine.file_system != "unknown", "{machine:?}");
     }
 }

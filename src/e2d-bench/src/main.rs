@@ -139,11 +139,8 @@ struct StoreOptions {
 }
 
 fn seconds(text: &str) -> Result<Duration> {
-    let seconds: f64 = text
-        .parse()
-        .with_context(|| format!("expected seconds, found {text:?}"))?;
-    Duration::try_from_secs_f64(seconds)
-        .with_context(|| format!("expected a time of seconds, found {text:?}"))
+    let seconds: f64 = text.parse().with_context(|| format!("expected seconds, found {text:?}"))?;
+    Duration::try_from_secs_f64(seconds).with_context(|| format!("expected a time of seconds, found {text:?}"))
 }
 
 fn main() -> ExitCode {
@@ -161,19 +158,15 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: Cli) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("starting the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     runtime.block_on(async {
         // The floor server leaves SIGTERM alone, so that it ends as any server without state may.
         if let Some(Sub::FloorServer { flags }) = &cli.command {
             return floor::serve(floor::address(flags)?).await;
         }
         // Whatever runs is dropped on a signal, and a dropped server is killed.
-        let mut terminate =
-            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-                .context("listening for SIGTERM")?;
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+            .context("listening for SIGTERM")?;
         tokio::select! {
             done = run(cli) => done,
             _ = tokio::signal::ctrl_c() => bail!("interrupted"),
@@ -183,15 +176,8 @@ fn start(cli: Cli) -> Result<()> {
 }
 
 async fn run(cli: Cli) -> Result<()> {
-    let Cli {
-        common,
-        loads,
-        command,
-    } = cli;
-    ensure!(
-        common.connections != Some(0),
-        "--connections must be at least 1"
-    );
+    let Cli { common, loads, command } = cli;
+    ensure!(common.connections != Some(0), "--connections must be at least 1");
     ensure!(common.rounds != Some(0), "--rounds must be at least 1");
     let section = match &command {
         None => "loads",
@@ -207,15 +193,8 @@ async fn run(cli: Cli) -> Result<()> {
         // Now, not when the figures of half an hour have nowhere to go.
         report::check_document(path, section)?;
     }
-    let data = tempfile::Builder::new()
-        .prefix("e2d-bench-")
-        .tempdir_in(&common.data);
-    let data = data.with_context(|| {
-        format!(
-            "making a directory for the data in {}",
-            common.data.display()
-        )
-    })?;
+    let data = tempfile::Builder::new().prefix("e2d-bench-").tempdir_in(&common.data);
+    let data = data.with_context(|| format!("making a directory for the data in {}", common.data.display()))?;
     let data = data.path();
     match command {
         None => {
@@ -230,39 +209,20 @@ async fn run(cli: Cli) -> Result<()> {
         Some(Sub::Million(options)) => {
             let specs = common.specs()?;
             let mut report = Comparison::new(common.describe(&specs, data)?);
-            store::million(
-                &specs,
-                data,
-                common.store(&options, 1_000_000)?,
-                &mut report,
-            )
-            .await?;
+            store::million(&specs, data, common.store(&options, 1_000_000)?, &mut report).await?;
             common.publish(section, &report.markdown(), &report)
         }
         Some(Sub::Snapshot(options)) => {
             let specs = common.specs()?;
             let mut report = Comparison::new(common.describe(&specs, data)?);
-            store::snapshot(
-                &specs,
-                data,
-                common.store(&options, 1_000_000)?,
-                &mut report,
-            )
-            .await?;
+            store::snapshot(&specs, data, common.store(&options, 1_000_000)?, &mut report).await?;
             common.publish(section, &report.markdown(), &report)
         }
         Some(Sub::Stall { store, overwrites }) => {
             ensure!(overwrites > 0, "--overwrites must be at least 1");
             let specs = common.specs()?;
             let mut report = Comparison::new(common.describe(&specs, data)?);
-            store::stall(
-                &specs,
-                data,
-                common.store(&store, 100_000)?,
-                overwrites,
-                &mut report,
-            )
-            .await?;
+            store::stall(&specs, data, common.store(&store, 100_000)?, overwrites, &mut report).await?;
             common.publish(section, &report.markdown(), &report)
         }
         Some(Sub::FloorServer { .. }) => unreachable!("it has no section"),
@@ -273,53 +233,30 @@ async fn run(cli: Cli) -> Result<()> {
 ///
 /// Each load begins with a store of its own, so that no load pays for the history of another, and the servers take
 /// turns within a load: what they are compared by lies seconds apart, not minutes.
-async fn compare(
-    common: &Common,
-    options: &LoadOptions,
-    specs: &[Spec],
-    data: &Path,
-) -> Result<Loads> {
+async fn compare(common: &Common, options: &LoadOptions, specs: &[Spec], data: &Path) -> Result<Loads> {
     let floor = Spec::floor()?;
     let (keys, values) = (Keys::new(load::PREFIX, KEYS), Values::new());
     let rounds = common.rounds();
     let plan = Plan {
         warm_up: common.warm_up(),
-        bound: options
-            .ops
-            .map_or_else(|| Bound::Time(common.seconds()), Bound::Count),
+        bound: options.ops.map_or_else(|| Bound::Time(common.seconds()), Bound::Count),
     };
-    ensure!(
-        !options.all_clients(common).contains(&0),
-        "--clients and --watchers must be at least 1"
-    );
-    ensure!(
-        options.watch_writers > 0,
-        "--watch-writers must be at least 1"
-    );
+    ensure!(!options.all_clients(common).contains(&0), "--clients and --watchers must be at least 1");
+    ensure!(options.watch_writers > 0, "--watch-writers must be at least 1");
     let run = common.describe(specs, data)?;
     let mut rows = Vec::new();
     for load in options.loads(specs.is_empty()) {
         let clients = options.clients(load, common);
-        let mut measured: Vec<Row> = clients
-            .iter()
-            .map(|c| common.row(load, *c, specs))
-            .collect();
+        let mut measured: Vec<Row> = clients.iter().map(|c| common.row(load, *c, specs)).collect();
         for round in 0..rounds {
             let floors = load.has_floor().then_some(&floor);
             for (index, spec) in specs.iter().chain(floors).enumerate() {
-                eprintln!(
-                    "{}: {}, round {} of {rounds}",
-                    load.name(),
-                    spec.name,
-                    round + 1
-                );
+                eprintln!("{}: {}, round {} of {rounds}", load.name(), spec.name, round + 1);
                 let directory = data.join(format!("{}-{round}-{index}", load.name()));
                 let mut server = Server::start(spec, &directory).await?;
                 if !spec.floor {
-                    let filled = async {
-                        fill::in_batches(&Connection::open(server.address()).await?, &keys, &values)
-                            .await
-                    };
+                    let filled =
+                        async { fill::in_batches(&Connection::open(server.address()).await?, &keys, &values).await };
                     filled.await.map_err(|error| server.blame(error))?;
                 }
                 for (number, row) in measured.iter_mut().enumerate() {
@@ -335,18 +272,13 @@ async fn compare(
                     let figures = load::run(&cell, &mut server, &plan).await?;
                     match row.servers.get_mut(index) {
                         Some(measured) => measured.rounds.push(figures),
-                        None => row
-                            .floor
-                            .get_or_insert_with(Measured::floor)
-                            .rounds
-                            .push(figures),
+                        None => row.floor.get_or_insert_with(Measured::floor).rounds.push(figures),
                     }
                 }
                 server.stop().await?;
                 // The floor keeps nothing, so that there may be no directory.
                 if directory.exists() {
-                    std::fs::remove_dir_all(&directory)
-                        .with_context(|| format!("removing {}", directory.display()))?;
+                    std::fs::remove_dir_all(&directory).with_context(|| format!("removing {}", directory.display()))?;
                 }
             }
         }
@@ -354,27 +286,15 @@ async fn compare(
     }
     let mut disk = Vec::new();
     for clients in options.clients(Load::Put, common) {
-        disk.push(floor::disk(
-            data,
-            clients,
-            common.seconds().min(DISK_FLOOR_TIME),
-        )?);
+        disk.push(floor::disk(data, clients, common.seconds().min(DISK_FLOOR_TIME))?);
     }
     Ok(Loads { run, rows, disk })
 }
 
 impl LoadOptions {
     fn loads(&self, only_floor: bool) -> Vec<Load> {
-        let loads = if self.loads.is_empty() {
-            Load::value_variants()
-        } else {
-            &self.loads
-        };
-        loads
-            .iter()
-            .copied()
-            .filter(|load| !only_floor || load.has_floor())
-            .collect()
+        let loads = if self.loads.is_empty() { Load::value_variants() } else { &self.loads };
+        loads.iter().copied().filter(|load| !only_floor || load.has_floor()).collect()
     }
 
     fn clients(&self, load: Load, common: &Common) -> Vec<usize> {
@@ -391,10 +311,7 @@ impl LoadOptions {
     }
 
     fn all_clients(&self, common: &Common) -> Vec<usize> {
-        [Load::Put, Load::Watch]
-            .into_iter()
-            .flat_map(|load| self.clients(load, common))
-            .collect()
+        [Load::Put, Load::Watch].into_iter().flat_map(|load| self.clients(load, common)).collect()
     }
 }
 
@@ -402,9 +319,7 @@ impl Common {
     fn specs(&self) -> Result<Vec<Spec>> {
         if !self.servers.is_empty() {
             for (index, spec) in self.servers.iter().enumerate() {
-                let twice = self.servers[..index]
-                    .iter()
-                    .any(|other| other.name == spec.name);
+                let twice = self.servers[..index].iter().any(|other| other.name == spec.name);
                 ensure!(!twice, "two servers are named {}", spec.name);
             }
             return Ok(self.servers.clone());
@@ -414,26 +329,12 @@ impl Common {
             None => {
                 let own = std::env::current_exe().context("finding this program's own path")?;
                 let e2d = own.with_file_name("e2d");
-                ensure!(
-                    e2d.exists(),
-                    "expected e2d at {}; build it or name one with --e2d",
-                    e2d.display()
-                );
+                ensure!(e2d.exists(), "expected e2d at {}; build it or name one with --e2d", e2d.display());
                 e2d
             }
         };
-        let e2d = Spec {
-            name: "e2d".into(),
-            program: e2d,
-            arguments: vec!["etcd".into()],
-            floor: false,
-        };
-        let etcd = Spec {
-            name: "etcd".into(),
-            program: self.etcd.clone(),
-            arguments: vec![],
-            floor: false,
-        };
+        let e2d = Spec { name: "e2d".into(), program: e2d, arguments: vec!["etcd".into()], floor: false };
+        let etcd = Spec { name: "etcd".into(), program: self.etcd.clone(), arguments: vec![], floor: false };
         Ok(vec![e2d, etcd])
     }
 
@@ -442,47 +343,26 @@ impl Common {
     }
 
     fn seconds(&self) -> Duration {
-        self.seconds
-            .unwrap_or(Duration::from_millis(if self.quick { 500 } else { 3000 }))
+        self.seconds.unwrap_or(Duration::from_millis(if self.quick { 500 } else { 3000 }))
     }
 
     fn warm_up(&self) -> Duration {
-        self.warm_up
-            .unwrap_or(Duration::from_millis(if self.quick { 200 } else { 1000 }))
+        self.warm_up.unwrap_or(Duration::from_millis(if self.quick { 200 } else { 1000 }))
     }
 
     /// Never more connections than clients.
     fn connections(&self, clients: usize) -> usize {
-        self.connections
-            .unwrap_or(if clients <= 100 { 8 } else { 32 })
-            .min(clients)
+        self.connections.unwrap_or(if clients <= 100 { 8 } else { 32 }).min(clients)
     }
 
     fn row(&self, load: Load, clients: usize, specs: &[Spec]) -> Row {
-        let servers = specs
-            .iter()
-            .map(|spec| Measured {
-                server: spec.name.clone(),
-                rounds: Vec::new(),
-            })
-            .collect();
-        Row {
-            load,
-            clients,
-            connections: self.connections(clients),
-            servers,
-            floor: None,
-        }
+        let servers = specs.iter().map(|spec| Measured { server: spec.name.clone(), rounds: Vec::new() }).collect();
+        Row { load, clients, connections: self.connections(clients), servers, floor: None }
     }
 
     fn store(&self, options: &StoreOptions, usual_keys: usize) -> Result<store::Options> {
-        let keys = options
-            .keys
-            .unwrap_or(if self.quick { 10_000 } else { usual_keys });
-        ensure!(
-            keys > 0 && options.writers > 0,
-            "--keys and --writers must be at least 1"
-        );
+        let keys = options.keys.unwrap_or(if self.quick { 10_000 } else { usual_keys });
+        ensure!(keys > 0 && options.writers > 0, "--keys and --writers must be at least 1");
         Ok(store::Options {
             keys,
             rounds: self.rounds(),
@@ -496,15 +376,10 @@ impl Common {
     fn describe(&self, specs: &[Spec], data: &Path) -> Result<Run> {
         let machine = Machine::of(data)?;
         if machine.file_system == "tmpfs" {
-            eprintln!(
-                "warning: the data is on tmpfs, where flushes cost nothing; choose a disk with --data"
-            );
+            eprintln!("warning: the data is on tmpfs, where flushes cost nothing; choose a disk with --data");
         }
         let arguments: Vec<String> = std::env::args().collect();
-        let info = |spec: &Spec| ServerInfo {
-            name: spec.name.clone(),
-            version: spec.version(),
-        };
+        let info = |spec: &Spec| ServerInfo { name: spec.name.clone(), version: spec.version() };
         Ok(Run {
             command: printable(&arguments),
             machine,
@@ -523,25 +398,19 @@ impl Common {
         if let Some(path) = &self.update_doc {
             report::update_document(path, section, markdown)?;
         }
-        std::io::stdout()
-            .write_all(markdown.as_bytes())
-            .context("printing the table")
+        std::io::stdout().write_all(markdown.as_bytes()).context("printing the table")
     }
 }
 
 /// A command line for a document: absolute paths say nothing to its readers, so only their last part is kept.
 fn printable(arguments: &[String]) -> String {
     let short = |word: &str| match word.starts_with('/') {
-        true => Path::new(word)
-            .file_name()
-            .map_or_else(|| word.into(), |name| name.to_string_lossy().into_owned()),
+        true => Path::new(word).file_name().map_or_else(|| word.into(), |name| name.to_string_lossy().into_owned()),
         false => word.to_owned(),
     };
     let words = arguments.iter().enumerate().map(|(index, argument)| {
         if index == 0 {
-            return Path::new(argument)
-                .file_name()
-                .map_or_else(|| argument.clone(), |n| n.to_string_lossy().into());
+            return Path::new(argument).file_name().map_or_else(|| argument.clone(), |n| n.to_string_lossy().into());
         }
         let (name, value) = match argument.split_once('=') {
             Some((name, value)) => (format!("{name}="), value),
@@ -556,10 +425,7 @@ fn printable(arguments: &[String]) -> String {
 
 impl Measured {
     fn floor() -> Self {
-        Self {
-            server: "floor".into(),
-            rounds: Vec::new(),
-        }
+        Self { server: "floor".into(), rounds: Vec::new() }
     }
 }
 
@@ -579,26 +445,17 @@ mod tests {
 
     #[test]
     fn options_work_before_and_after_the_subcommand() {
-        for line in [
-            "b --rounds 5 million --keys 10",
-            "b million --keys 10 --rounds 5",
-        ] {
+        for line in ["b --rounds 5 million --keys 10", "b million --keys 10 --rounds 5"] {
             let cli = parse(line);
             assert_eq!(cli.common.rounds(), 5);
-            assert!(matches!(
-                cli.command,
-                Some(Sub::Million(StoreOptions { keys: Some(10), .. }))
-            ));
+            assert!(matches!(cli.command, Some(Sub::Million(StoreOptions { keys: Some(10), .. }))));
         }
     }
 
     #[test]
     fn quick_changes_only_what_was_not_given() {
         let cli = parse("b --quick --rounds 2 --clients 1,8");
-        assert_eq!(
-            (cli.common.rounds(), cli.common.seconds()),
-            (2, Duration::from_millis(500))
-        );
+        assert_eq!((cli.common.rounds(), cli.common.seconds()), (2, Duration::from_millis(500)));
         assert_eq!(cli.loads.clients(Load::Get, &cli.common), [1, 8]);
         assert_eq!(cli.loads.clients(Load::Watch, &cli.common), [100]);
     }
@@ -613,27 +470,16 @@ mod tests {
 
     #[test]
     fn a_printed_command_names_no_directory_of_the_machine() {
-        let arguments = [
-            "/opt/x/e2d-bench",
-            "--server",
-            "a=/opt/e2d etcd",
-            "--update-doc",
-            "docs/p.md",
-            "--e2d=/o/e2d",
-        ];
+        let arguments =
+            ["/opt/x/e2d-bench", "--server", "a=/opt/e2d etcd", "--update-doc", "docs/p.md", "--e2d=/o/e2d"];
         let arguments = arguments.map(str::to_owned);
-        assert_eq!(
-            printable(&arguments),
-            "e2d-bench --server 'a=e2d etcd' --update-doc docs/p.md --e2d=e2d"
-        );
+        assert_eq!(printable(&arguments), "e2d-bench --server 'a=e2d etcd' --update-doc docs/p.md --e2d=e2d");
     }
 
     #[test]
     fn the_floor_server_takes_the_command_line_of_etcd() {
         let line = "b floor-server --name bench --data-dir /d --listen-client-urls http://127.0.0.1:1 --x y";
-        let Some(Sub::FloorServer { flags }) = parse(line).command else {
-            panic!("the subcommand of {line:?}")
-        };
+        let Some(Sub::FloorServer { flags }) = parse(line).command else { panic!("the subcommand of {line:?}") };
         assert_eq!(floor::address(&flags).unwrap().port(), 1);
     }
 }

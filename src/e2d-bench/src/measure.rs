@@ -52,12 +52,7 @@ impl Gate {
             Bound::Count(limit) => limit,
         };
         let (phase, counted, full) = (AtomicUsize::new(WARM_UP), AtomicU64::new(0), Notify::new());
-        Arc::new(Self {
-            phase,
-            counted,
-            limit,
-            full,
-        })
+        Arc::new(Self { phase, counted, limit, full })
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -93,11 +88,8 @@ pub(crate) struct Tally {
 impl Tally {
     /// For the phases 1 to `phases`.
     pub(crate) fn new(phases: usize) -> Self {
-        let empty = Histogram::new_with_bounds(1, LONGEST_US, 2)
-            .expect("the bounds are constants that fit");
-        Self {
-            phases: vec![empty; phases],
-        }
+        let empty = Histogram::new_with_bounds(1, LONGEST_US, 2).expect("the bounds are constants that fit");
+        Self { phases: vec![empty; phases] }
     }
 
     /// One operation or event that ended in `phase`, if that phase is measured.
@@ -106,11 +98,7 @@ impl Tally {
             return;
         }
         if let Some(histogram) = self.phases.get_mut(phase - 1) {
-            histogram.saturating_record(
-                u64::try_from(latency.as_micros())
-                    .unwrap_or(LONGEST_US)
-                    .max(1),
-            );
+            histogram.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(LONGEST_US).max(1));
             gate.count(1);
         }
     }
@@ -122,15 +110,11 @@ pub(crate) fn merge(tallies: impl IntoIterator<Item = Tally>) -> Result<Vec<Hist
     for tally in tallies {
         for (index, histogram) in tally.phases.into_iter().enumerate() {
             if merged.len() <= index {
-                merged.push(
-                    Histogram::new_with_bounds(1, LONGEST_US, 2).context("making a histogram")?,
-                );
+                merged.push(Histogram::new_with_bounds(1, LONGEST_US, 2).context("making a histogram")?);
             }
             for bucket in histogram.iter_recorded() {
                 let count = u64::from(bucket.count_at_value());
-                merged[index]
-                    .record_n(bucket.value_iterated_to(), count)
-                    .context("adding histograms")?;
+                merged[index].record_n(bucket.value_iterated_to(), count).context("adding histograms")?;
             }
         }
     }
@@ -139,20 +123,12 @@ pub(crate) fn merge(tallies: impl IntoIterator<Item = Tally>) -> Result<Vec<Hist
 
 /// Milliseconds at a quantile; 0.999 is the latency that one operation of a thousand exceeds.
 pub(crate) fn quantile_ms(latencies: &Histogram<u64>, quantile: f64) -> f64 {
-    if latencies.is_empty() {
-        0.0
-    } else {
-        latencies.value_at_quantile(quantile) as f64 / 1000.0
-    }
+    if latencies.is_empty() { 0.0 } else { latencies.value_at_quantile(quantile) as f64 / 1000.0 }
 }
 
 /// The longest latency in milliseconds.
 pub(crate) fn worst_ms(latencies: &Histogram<u64>) -> f64 {
-    if latencies.is_empty() {
-        0.0
-    } else {
-        latencies.max() as f64 / 1000.0
-    }
+    if latencies.is_empty() { 0.0 } else { latencies.max() as f64 / 1000.0 }
 }
 
 /// Something that does one operation at a time, and knows whether the answer was right.
@@ -173,10 +149,7 @@ impl<T: Send + 'static> Running<T> {
     where
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        Self {
-            tasks: tasks.into_iter().collect(),
-            finished: Vec::new(),
-        }
+        Self { tasks: tasks.into_iter().collect(), finished: Vec::new() }
     }
 
     /// Does `work` while the tasks run. The first task that fails ends it with that failure.
@@ -293,23 +266,15 @@ mod tests {
 
     fn counters(fails_at: Option<u64>) -> Vec<Counter> {
         let done = Arc::new(AtomicU64::new(0));
-        (0..4)
-            .map(|_| Counter(Arc::clone(&done), fails_at))
-            .collect()
+        (0..4).map(|_| Counter(Arc::clone(&done), fails_at)).collect()
     }
 
     #[tokio::test]
     async fn a_count_bounds_the_window() {
-        let plan = Plan {
-            warm_up: Duration::ZERO,
-            bound: Bound::Count(1000),
-        };
+        let plan = Plan { warm_up: Duration::ZERO, bound: Bound::Count(1000) };
         let gate = Gate::new(plan.bound);
         let mut running = clients(&gate, 1, Attribution::Completion, counters(None));
-        running
-            .beside(observe(&Process::own(), &gate, &plan))
-            .await
-            .unwrap();
+        running.beside(observe(&Process::own(), &gate, &plan)).await.unwrap();
         let latencies = merge(running.join().await.unwrap()).unwrap();
         assert_eq!(latencies.len(), 1);
         assert_eq!(latencies[0].len(), 1000);
@@ -317,16 +282,10 @@ mod tests {
 
     #[tokio::test]
     async fn one_failed_operation_fails_the_run() {
-        let plan = Plan {
-            warm_up: Duration::ZERO,
-            bound: Bound::Count(1_000_000),
-        };
+        let plan = Plan { warm_up: Duration::ZERO, bound: Bound::Count(1_000_000) };
         let gate = Gate::new(plan.bound);
         let mut running = clients(&gate, 1, Attribution::Completion, counters(Some(500)));
-        let error = running
-            .beside(observe(&Process::own(), &gate, &plan))
-            .await
-            .unwrap_err();
+        let error = running.beside(observe(&Process::own(), &gate, &plan)).await.unwrap_err();
         assert_eq!(error.to_string(), "operation 500 refused");
     }
 
@@ -339,10 +298,7 @@ mod tests {
         }
         tally.record(&gate, 2, Duration::from_millis(20));
         let merged = merge([tally]).unwrap();
-        assert_eq!(
-            merged.iter().map(Histogram::len).collect::<Vec<_>>(),
-            [0, 1]
-        );
+        assert_eq!(merged.iter().map(Histogram::len).collect::<Vec<_>>(), [0, 1]);
     }
 
     #[test]
@@ -358,10 +314,7 @@ mod tests {
         let merged = merge(tallies.collect::<Vec<_>>()).unwrap();
         for (quantile, ms) in [(0.5, 0.5), (0.99, 0.99), (0.999, 0.999)] {
             let found = quantile_ms(&merged[0], quantile);
-            assert!(
-                (found / ms - 1.0).abs() < 0.02,
-                "p{quantile}: {found} ms, expected {ms}"
-            );
+            assert!((found / ms - 1.0).abs() < 0.02, "p{quantile}: {found} ms, expected {ms}");
         }
         assert!((worst_ms(&merged[0]) - 1.0).abs() < 0.02);
     }
@@ -369,9 +322,6 @@ mod tests {
     #[test]
     fn an_empty_histogram_has_no_latency() {
         let merged = merge([Tally::new(1)]).unwrap();
-        assert_eq!(
-            (quantile_ms(&merged[0], 0.5), worst_ms(&merged[0])),
-            (0.0, 0.0)
-        );
+        assert_eq!((quantile_ms(&merged[0], 0.5), worst_ms(&merged[0])), (0.0, 0.0));
     }
 }

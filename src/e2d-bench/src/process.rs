@@ -45,15 +45,11 @@ pub(crate) struct Memory {
 
 impl Process {
     pub(crate) fn of(pid: u32) -> Self {
-        Self {
-            directory: PathBuf::from(format!("/proc/{pid}")),
-        }
+        Self { directory: PathBuf::from(format!("/proc/{pid}")) }
     }
 
     pub(crate) fn own() -> Self {
-        Self {
-            directory: PathBuf::from("/proc/self"),
-        }
+        Self { directory: PathBuf::from("/proc/self") }
     }
 
     fn read(&self, file: &str) -> Result<String> {
@@ -64,15 +60,11 @@ impl Process {
     /// The accounts so far. The CPU time has the resolution of the clock tick, usually 10 ms.
     pub(crate) fn usage(&self) -> Result<Usage> {
         let stat = self.read("stat")?;
-        let ticks = cpu_ticks(&stat)
-            .ok_or_else(|| anyhow!("utime and stime expected in stat, found {stat:?}"))?;
+        let ticks = cpu_ticks(&stat).ok_or_else(|| anyhow!("utime and stime expected in stat, found {stat:?}"))?;
         let io = self.read("io")?;
-        let write_bytes = field(&io, "write_bytes:")
-            .ok_or_else(|| anyhow!("write_bytes expected, found {io:?}"))?;
+        let write_bytes = field(&io, "write_bytes:").ok_or_else(|| anyhow!("write_bytes expected, found {io:?}"))?;
         Ok(Usage {
-            cpu: Duration::from_secs_f64(
-                ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
-            ),
+            cpu: Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64),
             switches: self.switches()?,
             write_bytes,
         })
@@ -81,9 +73,7 @@ impl Process {
     fn switches(&self) -> Result<BTreeMap<String, u64>> {
         let tasks = self.directory.join("task");
         let mut switches = BTreeMap::new();
-        for task in
-            std::fs::read_dir(&tasks).with_context(|| format!("listing {}", tasks.display()))?
-        {
+        for task in std::fs::read_dir(&tasks).with_context(|| format!("listing {}", tasks.display()))? {
             let task = task.with_context(|| format!("listing {}", tasks.display()))?;
             // A thread may end between the listing and the reading; its switches are then not counted.
             if let Ok(status) = std::fs::read_to_string(task.path().join("status")) {
@@ -97,17 +87,15 @@ impl Process {
     /// The memory resident at this moment.
     pub(crate) fn memory(&self) -> Result<Memory> {
         let status = self.read("status")?;
-        memory(&status)
-            .ok_or_else(|| anyhow!("RssAnon and VmRSS expected in status, found {status:?}"))
+        memory(&status).ok_or_else(|| anyhow!("RssAnon and VmRSS expected in status, found {status:?}"))
     }
 }
 
 impl Usage {
     /// What was used since `earlier`, a reading of the same process.
     pub(crate) fn since(&self, earlier: &Usage) -> Charge {
-        let switched = |(thread, count): (&String, &u64)| {
-            count.saturating_sub(earlier.switches.get(thread).copied().unwrap_or(0))
-        };
+        let switched =
+            |(thread, count): (&String, &u64)| count.saturating_sub(earlier.switches.get(thread).copied().unwrap_or(0));
         Charge {
             cpu: self.cpu.saturating_sub(earlier.cpu),
             context_switches: self.switches.iter().map(switched).sum(),
@@ -138,10 +126,7 @@ fn context_switches(status: &str) -> u64 {
 }
 
 fn memory(status: &str) -> Option<Memory> {
-    Some(Memory {
-        anonymous: field(status, "RssAnon:")? * 1024,
-        resident: field(status, "VmRSS:")? * 1024,
-    })
+    Some(Memory { anonymous: field(status, "RssAnon:")? * 1024, resident: field(status, "VmRSS:")? * 1024 })
 }
 
 #[cfg(test)]
@@ -164,15 +149,8 @@ mod tests {
 
     #[test]
     fn memory_is_in_bytes() {
-        let status =
-            "VmHWM:\t  999 kB\nVmRSS:\t    2048 kB\nRssAnon:\t    1024 kB\nRssFile:\t 1024 kB\n";
-        assert_eq!(
-            memory(status),
-            Some(Memory {
-                anonymous: 1 << 20,
-                resident: 2 << 20
-            })
-        );
+        let status = "VmHWM:\t  999 kB\nVmRSS:\t    2048 kB\nRssAnon:\t    1024 kB\nRssFile:\t 1024 kB\n";
+        assert_eq!(memory(status), Some(Memory { anonymous: 1 << 20, resident: 2 << 20 }));
         assert_eq!(memory("VmRSS:\t 1 kB\n"), None);
     }
 
@@ -185,11 +163,7 @@ mod tests {
         };
         let before = usage(100, &[("1", 10), ("2", 500)], 4096);
         let after = usage(350, &[("1", 15), ("3", 7)], 12288);
-        let charge = Charge {
-            cpu: Duration::from_millis(250),
-            context_switches: 12,
-            write_bytes: 8192,
-        };
+        let charge = Charge { cpu: Duration::from_millis(250), context_switches: 12, write_bytes: 8192 };
         assert_eq!(after.since(&before), charge);
     }
 
@@ -203,9 +177,6 @@ mod tests {
             sum = (0..100_000u64).fold(sum, |a, b| std::hint::black_box(a ^ b));
         }
         let memory = own.memory().unwrap();
-        assert!(
-            memory.anonymous > 0 && memory.anonymous <= memory.resident,
-            "{memory:?}"
-        );
+        assert!(memory.anonymous > 0 && memory.anonymous <= memory.resident, "{memory:?}");
     }
 }

@@ -34,11 +34,7 @@ pub(crate) struct Figures {
 
 impl Figures {
     pub(crate) fn new(latencies: &Histogram<u64>, observed: &Observed) -> Result<Self> {
-        ensure!(
-            !latencies.is_empty(),
-            "no operation ended within {:?}",
-            observed.elapsed
-        );
+        ensure!(!latencies.is_empty(), "no operation ended within {:?}", observed.elapsed);
         let operations = latencies.len() as f64;
         Ok(Self {
             operations_per_second: operations / observed.elapsed.as_secs_f64(),
@@ -98,16 +94,12 @@ impl Figures {
 
     /// The median of every figure by itself.
     fn median(rounds: &[Self]) -> Self {
-        Self::from_array(std::array::from_fn(|i| {
-            median(rounds.iter().map(|round| round.to_array()[i]))
-        }))
+        Self::from_array(std::array::from_fn(|i| median(rounds.iter().map(|round| round.to_array()[i]))))
     }
 
     /// The median over the rounds of every figure's ratio.
     fn ratio(subject: &[Self], reference: &[Self]) -> Self {
-        Self::from_array(std::array::from_fn(|i| {
-            median(ratios(subject, reference, |figures| figures.to_array()[i]))
-        }))
+        Self::from_array(std::array::from_fn(|i| median(ratios(subject, reference, |figures| figures.to_array()[i]))))
     }
 }
 
@@ -117,17 +109,10 @@ fn ratios<'a, T>(
     reference: &'a [T],
     figure: impl Fn(&T) -> f64 + 'a,
 ) -> impl Iterator<Item = f64> + 'a {
-    subject
-        .iter()
-        .zip(reference)
-        .map(move |(subject, reference)| {
-            let by = figure(reference);
-            if by == 0.0 {
-                f64::NAN
-            } else {
-                figure(subject) / by
-            }
-        })
+    subject.iter().zip(reference).map(move |(subject, reference)| {
+        let by = figure(reference);
+        if by == 0.0 { f64::NAN } else { figure(subject) / by }
+    })
 }
 
 /// The middle value, or the mean of the two middle ones; not a number if there is none. Values that are not numbers
@@ -271,22 +256,12 @@ impl Loads {
             row.markdown(&mut text);
         }
         if !self.disk.is_empty() {
-            text.push_str(
-                "\nDisk floor: a prefilled file, one write and one fdatasync for each batch.\n\n",
-            );
-            let columns = [
-                "puts a batch",
-                "bytes",
-                "flushes/s",
-                "p50 ms",
-                "p99 ms",
-                "puts/s",
-            ];
+            text.push_str("\nDisk floor: a prefilled file, one write and one fdatasync for each batch.\n\n");
+            let columns = ["puts a batch", "bytes", "flushes/s", "p50 ms", "p99 ms", "puts/s"];
             header(&mut text, columns, 0);
             for d in &self.disk {
                 let batch = [d.batch_puts.to_string(), d.batch_bytes.to_string()];
-                let figures =
-                    [d.flushes_per_second, d.p50_ms, d.p99_ms, d.puts_per_second].map(number);
+                let figures = [d.flushes_per_second, d.p50_ms, d.p99_ms, d.puts_per_second].map(number);
                 line(&mut text, batch.into_iter().chain(figures));
             }
         }
@@ -299,13 +274,8 @@ impl Row {
         let (load, clients) = (self.load.name(), self.clients.to_string());
         for measured in self.servers.iter().chain(&self.floor) {
             let figures = Figures::median(&measured.rounds);
-            let floor = self
-                .floor
-                .iter()
-                .filter(|floor| floor.server != measured.server);
-            let over = floor
-                .map(|floor| median(ratios(&measured.rounds, &floor.rounds, |f| f.server_cpu_us)))
-                .next();
+            let floor = self.floor.iter().filter(|floor| floor.server != measured.server);
+            let over = floor.map(|floor| median(ratios(&measured.rounds, &floor.rounds, |f| f.server_cpu_us))).next();
             let names = [load.clone(), clients.clone(), measured.server.clone()];
             let mut cells = figures.to_array().map(number).to_vec();
             cells.insert(5, over.map(number).unwrap_or_default());
@@ -317,15 +287,9 @@ impl Row {
         for subject in subjects {
             let ratio = Figures::ratio(&subject.rounds, &reference.rounds).to_array();
             let mut cells = ratio.map(|ratio| format!("**{}**", number(ratio))).to_vec();
-            cells[4] = spread(ratios(&subject.rounds, &reference.rounds, |figures| {
-                figures.server_cpu_us
-            }));
+            cells[4] = spread(ratios(&subject.rounds, &reference.rounds, |figures| figures.server_cpu_us));
             cells.insert(5, String::new());
-            let names = [
-                load.clone(),
-                clients.clone(),
-                format!("**{}/{}**", subject.server, reference.server),
-            ];
+            let names = [load.clone(), clients.clone(), format!("**{}/{}**", subject.server, reference.server)];
             line(text, names.into_iter().chain(cells));
         }
     }
@@ -347,60 +311,32 @@ pub(crate) struct Figure {
 
 impl Comparison {
     pub(crate) fn new(run: Run) -> Self {
-        Self {
-            run,
-            figures: Vec::new(),
-        }
+        Self { run, figures: Vec::new() }
     }
 
     /// Adds a round's value of the server with index `server`. Figures keep the order in which they first came.
     pub(crate) fn add(&mut self, server: usize, name: &str, value: f64) {
-        let index = self
-            .figures
-            .iter()
-            .position(|figure| figure.name == name)
-            .unwrap_or_else(|| {
-                self.figures.push(Figure {
-                    name: name.to_owned(),
-                    rounds: vec![Vec::new(); self.run.servers.len()],
-                });
-                self.figures.len() - 1
-            });
+        let index = self.figures.iter().position(|figure| figure.name == name).unwrap_or_else(|| {
+            self.figures.push(Figure { name: name.to_owned(), rounds: vec![Vec::new(); self.run.servers.len()] });
+            self.figures.len() - 1
+        });
         self.figures[index].rounds[server].push(value);
     }
 
     pub(crate) fn markdown(&self) -> String {
         let mut text = self.run.markdown();
-        let names: Vec<&str> = self
-            .run
-            .servers
-            .iter()
-            .map(|server| server.name.as_str())
-            .collect();
+        let names: Vec<&str> = self.run.servers.iter().map(|server| server.name.as_str()).collect();
         let mut columns = vec!["figure".to_owned()];
         columns.extend(names.iter().map(|name| (*name).to_owned()));
         if let Some((reference, subjects)) = names.split_last() {
-            columns.extend(
-                subjects
-                    .iter()
-                    .map(|subject| format!("{subject}/{reference}")),
-            );
+            columns.extend(subjects.iter().map(|subject| format!("{subject}/{reference}")));
         }
         header(&mut text, &columns, 1);
         for figure in &self.figures {
             let mut cells = vec![figure.name.clone()];
-            cells.extend(
-                figure
-                    .rounds
-                    .iter()
-                    .map(|rounds| number(median(rounds.iter().copied()))),
-            );
+            cells.extend(figure.rounds.iter().map(|rounds| number(median(rounds.iter().copied()))));
             if let Some((reference, subjects)) = figure.rounds.split_last() {
-                cells.extend(
-                    subjects
-                        .iter()
-                        .map(|subject| spread(ratios(subject, reference, |value| *value))),
-                );
+                cells.extend(subjects.iter().map(|subject| spread(ratios(subject, reference, |value| *value))));
             }
             line(&mut text, cells);
         }
@@ -409,14 +345,9 @@ impl Comparison {
 }
 
 /// A header of a table whose first `text_columns` columns are text and the others numbers.
-fn header(
-    text: &mut String,
-    columns: impl IntoIterator<Item = impl Into<String>>,
-    text_columns: usize,
-) {
+fn header(text: &mut String, columns: impl IntoIterator<Item = impl Into<String>>, text_columns: usize) {
     let columns: Vec<String> = columns.into_iter().map(Into::into).collect();
-    let rule = (0..columns.len())
-        .map(|index| if index < text_columns { "---" } else { "---:" }.to_owned());
+    let rule = (0..columns.len()).map(|index| if index < text_columns { "---" } else { "---:" }.to_owned());
     let rule: Vec<String> = rule.collect();
     line(text, columns);
     line(text, rule);
@@ -432,8 +363,7 @@ fn line(text: &mut String, cells: impl IntoIterator<Item = String>) {
 
 /// Whether the Markdown file at `path` has a section `name`.
 pub(crate) fn check_document(path: &Path, name: &str) -> Result<()> {
-    let document =
-        std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let document = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     replace_section(&document, name, "")
         .with_context(|| format!("looking for the section to rewrite in {}", path.display()))?;
     Ok(())
@@ -441,28 +371,16 @@ pub(crate) fn check_document(path: &Path, name: &str) -> Result<()> {
 
 /// Rewrites the section `name` of the Markdown file at `path`, between its markers.
 pub(crate) fn update_document(path: &Path, name: &str, section: &str) -> Result<()> {
-    let document =
-        std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    let updated = replace_section(&document, name, section)
-        .with_context(|| format!("updating {}", path.display()))?;
+    let document = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let updated = replace_section(&document, name, section).with_context(|| format!("updating {}", path.display()))?;
     std::fs::write(path, updated).with_context(|| format!("writing {}", path.display()))
 }
 
 fn replace_section(document: &str, name: &str, section: &str) -> Result<String> {
-    let (begin, end) = (
-        format!("<!-- e2d-bench {name}: begin -->"),
-        format!("<!-- e2d-bench {name}: end -->"),
-    );
-    let (before, rest) = document
-        .split_once(&begin)
-        .ok_or_else(|| anyhow!("expected a line {begin:?}, found none"))?;
-    let (_, after) = rest
-        .split_once(&end)
-        .ok_or_else(|| anyhow!("expected a line {end:?} after {begin:?}"))?;
-    Ok(format!(
-        "{before}{begin}\n{}\n{end}{after}",
-        section.trim_end()
-    ))
+    let (begin, end) = (format!("<!-- e2d-bench {name}: begin -->"), format!("<!-- e2d-bench {name}: end -->"));
+    let (before, rest) = document.split_once(&begin).ok_or_else(|| anyhow!("expected a line {begin:?}, found none"))?;
+    let (_, after) = rest.split_once(&end).ok_or_else(|| anyhow!("expected a line {end:?} after {begin:?}"))?;
+    Ok(format!("{before}{begin}\n{}\n{end}{after}", section.trim_end()))
 }
 
 #[cfg(test)]
@@ -477,10 +395,7 @@ mod tests {
     }
 
     fn measured(server: &str, cpu: [f64; 3]) -> Measured {
-        Measured {
-            server: server.to_owned(),
-            rounds: cpu.map(figures).to_vec(),
-        }
+        Measured { server: server.to_owned(), rounds: cpu.map(figures).to_vec() }
     }
 
     fn run() -> Run {
@@ -492,16 +407,8 @@ mod tests {
             file_system: "ext4".into(),
             load_before: 0.5,
         };
-        let server = |name: &str| ServerInfo {
-            name: name.into(),
-            version: format!("{name} 1.0"),
-        };
-        Run {
-            command: "e2d-bench".into(),
-            machine,
-            servers: vec![server("a"), server("b")],
-            rounds: 3,
-        }
+        let server = |name: &str| ServerInfo { name: name.into(), version: format!("{name} 1.0") };
+        Run { command: "e2d-bench".into(), machine, servers: vec![server("a"), server("b")], rounds: 3 }
     }
 
     #[test]
@@ -510,19 +417,9 @@ mod tests {
         latencies.record_n(250, 2000).unwrap();
         let observed = Observed {
             elapsed: Duration::from_secs(4),
-            server: Charge {
-                cpu: Duration::from_millis(100),
-                context_switches: 6000,
-                write_bytes: 2_048_000,
-            },
-            generator: Charge {
-                cpu: Duration::from_millis(50),
-                ..Default::default()
-            },
-            memory: Memory {
-                anonymous: 3 << 20,
-                resident: 5 << 20,
-            },
+            server: Charge { cpu: Duration::from_millis(100), context_switches: 6000, write_bytes: 2_048_000 },
+            generator: Charge { cpu: Duration::from_millis(50), ..Default::default() },
+            memory: Memory { anonymous: 3 << 20, resident: 5 << 20 },
         };
         let found = Figures::new(&latencies, &observed).unwrap();
         assert_eq!(found.operations_per_second, 500.0);
@@ -544,16 +441,10 @@ mod tests {
     #[test]
     fn ratios_are_taken_within_a_round() {
         // The third round was busy for both: the medians alone would say 20/40.
-        let (a, b) = (
-            measured("a", [10.0, 20.0, 90.0]),
-            measured("b", [40.0, 20.0, 100.0]),
-        );
+        let (a, b) = (measured("a", [10.0, 20.0, 90.0]), measured("b", [40.0, 20.0, 100.0]));
         assert_eq!(Figures::ratio(&a.rounds, &b.rounds).server_cpu_us, 0.9);
         assert!(Figures::ratio(&a.rounds, &b.rounds).written_bytes.is_nan());
-        assert_eq!(
-            spread(ratios(&a.rounds, &b.rounds, |f| f.server_cpu_us)),
-            "**0.900** (0.250 to 1.00)"
-        );
+        assert_eq!(spread(ratios(&a.rounds, &b.rounds, |f| f.server_cpu_us)), "**0.900** (0.250 to 1.00)");
     }
 
     #[test]
@@ -591,37 +482,22 @@ mod tests {
              | put-new | 64 | **a/b** | **1.00** | **1.00** | **1.00** | **1.00** | **0.500** (0.500 to 0.500) |  \
              | **1.00** | **–** | **1.00** | **1.00** | **1.00** |\n"
         );
-        assert!(
-            text.lines()
-                .all(|line| line.matches('|').count() == COLUMNS.len() + 1)
-        );
+        assert!(text.lines().all(|line| line.matches('|').count() == COLUMNS.len() + 1));
     }
 
     #[test]
     fn a_comparison_keeps_the_order_and_the_rounds() {
         let mut comparison = Comparison::new(run());
-        for (server, name, value) in [
-            (0, "start ms", 10.0),
-            (1, "start ms", 40.0),
-            (0, "size MiB", 1.0),
-            (0, "start ms", 30.0),
-        ] {
+        for (server, name, value) in
+            [(0, "start ms", 10.0), (1, "start ms", 40.0), (0, "size MiB", 1.0), (0, "start ms", 30.0)]
+        {
             comparison.add(server, name, value);
         }
         let text = comparison.markdown();
         let table: Vec<&str> = text.lines().filter(|line| line.starts_with('|')).collect();
         assert_eq!(table[0], "| figure | a | b | a/b |");
-        assert_eq!(
-            table[2..],
-            [
-                "| start ms | 20.0 | 40.0 | **0.250** |",
-                "| size MiB | 1.00 | – | **–** |"
-            ]
-        );
-        assert!(
-            text.contains("Some CPU, 2 cores, 4.0 GiB, Linux 6.1, data on ext4"),
-            "{text}"
-        );
+        assert_eq!(table[2..], ["| start ms | 20.0 | 40.0 | **0.250** |", "| size MiB | 1.00 | – | **–** |"]);
+        assert!(text.contains("Some CPU, 2 cores, 4.0 GiB, Linux 6.1, data on ext4"), "{text}");
         assert!(text.contains("- b: b 1.0"), "{text}");
     }
 
@@ -629,14 +505,9 @@ mod tests {
     fn only_the_named_section_of_a_document_changes() {
         let document = "# T\n<!-- e2d-bench x: begin -->\nold\n<!-- e2d-bench x: end -->\nafter\n";
         let updated = replace_section(document, "x", "new\n\n").unwrap();
-        assert_eq!(
-            updated,
-            "# T\n<!-- e2d-bench x: begin -->\nnew\n<!-- e2d-bench x: end -->\nafter\n"
-        );
+        assert_eq!(updated, "# T\n<!-- e2d-bench x: begin -->\nnew\n<!-- e2d-bench x: end -->\nafter\n");
         assert_eq!(replace_section(&updated, "x", "new").unwrap(), updated);
-        let error = replace_section(document, "y", "new")
-            .unwrap_err()
-            .to_string();
+        let error = replace_section(document, "y", "new").unwrap_err().to_string();
         assert!(error.contains("e2d-bench y: begin"), "{error}");
     }
 }

@@ -35,13 +35,9 @@ impl FromStr for Spec {
 
     /// `NAME=PROGRAM ARGUMENTS…`, split at white space.
     fn from_str(text: &str) -> Result<Self> {
-        let (name, command) = text
-            .split_once('=')
-            .ok_or_else(|| anyhow!("expected NAME=COMMAND, found {text:?}"))?;
+        let (name, command) = text.split_once('=').ok_or_else(|| anyhow!("expected NAME=COMMAND, found {text:?}"))?;
         let mut words = command.split_ascii_whitespace();
-        let program = words
-            .next()
-            .ok_or_else(|| anyhow!("expected a command after {name:?}=, found nothing"))?;
+        let program = words.next().ok_or_else(|| anyhow!("expected a command after {name:?}=, found nothing"))?;
         ensure!(!name.is_empty(), "expected a name before the = of {text:?}");
         Ok(Self {
             name: name.to_owned(),
@@ -56,28 +52,15 @@ impl Spec {
     /// The floor server: this program itself, as a process of its own.
     pub(crate) fn floor() -> Result<Self> {
         let program = std::env::current_exe().context("finding this program's own path")?;
-        Ok(Self {
-            name: "floor".into(),
-            program,
-            arguments: vec![crate::floor::SUBCOMMAND.into()],
-            floor: true,
-        })
+        Ok(Self { name: "floor".into(), program, arguments: vec![crate::floor::SUBCOMMAND.into()], floor: true })
     }
 
     /// The first line that the program prints for `--version`, or why there is none.
     pub(crate) fn version(&self) -> String {
-        match Command::new(&self.program)
-            .arg("--version")
-            .stdin(Stdio::null())
-            .output()
-        {
+        match Command::new(&self.program).arg("--version").stdin(Stdio::null()).output() {
             Ok(output) => {
                 let text = String::from_utf8_lossy(&output.stdout);
-                text.lines()
-                    .next()
-                    .unwrap_or("prints no version")
-                    .trim()
-                    .to_owned()
+                text.lines().next().unwrap_or("prints no version").trim().to_owned()
             }
             Err(error) => format!("does not start: {error}"),
         }
@@ -102,10 +85,7 @@ impl Server {
         let client_url = format!("http://127.0.0.1:{client}");
         let peer_url = format!("http://127.0.0.1:{peer}");
         let log = data_dir.with_extension("log");
-        let log_file = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&log);
+        let log_file = std::fs::OpenOptions::new().create(true).append(true).open(&log);
         let log_file = log_file.with_context(|| format!("opening {}", log.display()))?;
         let mut command = Command::new(&spec.program);
         command
@@ -113,31 +93,15 @@ impl Server {
             .args(["--name", "bench", "--log-level", "error"])
             .arg("--data-dir")
             .arg(data_dir)
-            .args([
-                "--listen-client-urls",
-                &client_url,
-                "--advertise-client-urls",
-                &client_url,
-            ])
-            .args([
-                "--listen-peer-urls",
-                &peer_url,
-                "--initial-advertise-peer-urls",
-                &peer_url,
-            ])
+            .args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url])
+            .args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url])
             .args(["--initial-cluster", &format!("bench={peer_url}")])
             .args(["--quota-backend-bytes", &QUOTA_BYTES.to_string()])
             .stdin(Stdio::null())
-            .stdout(
-                log_file
-                    .try_clone()
-                    .context("duplicating the log's descriptor")?,
-            )
+            .stdout(log_file.try_clone().context("duplicating the log's descriptor")?)
             .stderr(log_file);
         let started = Instant::now();
-        let child = command
-            .spawn()
-            .with_context(|| format!("starting {}", spec.program.display()))?;
+        let child = command.spawn().with_context(|| format!("starting {}", spec.program.display()))?;
         Ok(Self {
             name: spec.name.clone(),
             process: Process::of(child.id()),
@@ -159,22 +123,14 @@ impl Server {
     /// started.
     pub(crate) async fn first_range(&mut self, key: &bytes::Bytes) -> Result<Duration> {
         self.until("Range", async |connection| {
-            let request = RangeRequest {
-                key: key.clone(),
-                limit: 1,
-                ..Default::default()
-            };
+            let request = RangeRequest { key: key.clone(), limit: 1, ..Default::default() };
             Ok(connection.kv().range(request).await.map(drop)?)
         })
         .await?;
         Ok(self.started.elapsed())
     }
 
-    async fn until(
-        &mut self,
-        what: &str,
-        ask: impl AsyncFn(Connection) -> Result<()>,
-    ) -> Result<()> {
+    async fn until(&mut self, what: &str, ask: impl AsyncFn(Connection) -> Result<()>) -> Result<()> {
         loop {
             let refused = match Connection::open(self.address).await {
                 Ok(connection) => match ask(connection).await {
@@ -183,16 +139,8 @@ impl Server {
                 },
                 Err(error) => error,
             };
-            if let Some(status) = self
-                .child
-                .try_wait()
-                .context("asking for the server's exit status")?
-            {
-                bail!(
-                    "{} ended with {status} before it answered; its log ends:\n{}",
-                    self.name,
-                    self.log_tail()
-                );
+            if let Some(status) = self.child.try_wait().context("asking for the server's exit status")? {
+                bail!("{} ended with {status} before it answered; its log ends:\n{}", self.name, self.log_tail());
             }
             if self.started.elapsed() > READY_WITHIN {
                 bail!(
@@ -228,11 +176,7 @@ impl Server {
             Ok(None) => "still runs".to_owned(),
             Err(error) => format!("cannot be asked for its state: {error}"),
         };
-        error.context(format!(
-            "server {} {state}; its log ends:\n{}",
-            self.name,
-            self.log_tail()
-        ))
+        error.context(format!("server {} {state}; its log ends:\n{}", self.name, self.log_tail()))
     }
 
     /// Ends the process as an init system would.
@@ -240,19 +184,13 @@ impl Server {
     /// # Errors
     /// If it does not end in time, or not by that signal.
     pub(crate) async fn stop(mut self) -> Result<()> {
-        let pid = i32::try_from(self.child.id())
-            .ok()
-            .and_then(rustix::process::Pid::from_raw);
+        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
         let pid = pid.ok_or_else(|| anyhow!("{} has no process id to signal", self.name))?;
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)
             .with_context(|| format!("sending SIGTERM to {}", self.name))?;
         let asked = Instant::now();
         loop {
-            if let Some(status) = self
-                .child
-                .try_wait()
-                .context("asking for the server's exit status")?
-            {
+            if let Some(status) = self.child.try_wait().context("asking for the server's exit status")? {
                 let by_the_signal = status.signal() == Some(rustix::process::Signal::TERM.as_raw());
                 ensure!(
                     status.success() || by_the_signal,
@@ -262,11 +200,7 @@ impl Server {
                 );
                 return Ok(());
             }
-            ensure!(
-                asked.elapsed() < STOP_WITHIN,
-                "{} still runs {STOP_WITHIN:?} after SIGTERM",
-                self.name
-            );
+            ensure!(asked.elapsed() < STOP_WITHIN, "{} still runs {STOP_WITHIN:?} after SIGTERM", self.name);
             tokio::time::sleep(POLL).await;
         }
     }
@@ -281,22 +215,14 @@ impl Drop for Server {
 }
 
 async fn status(connection: Connection) -> Result<()> {
-    let status = connection
-        .maintenance()
-        .status(StatusRequest {})
-        .await?
-        .into_inner();
+    let status = connection.maintenance().status(StatusRequest {}).await?.into_inner();
     ensure!(status.leader != 0, "Status names no leader");
     Ok(())
 }
 
 fn free_port() -> Result<u16> {
-    let listener =
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port")?;
-    Ok(listener
-        .local_addr()
-        .context("asking for the port of a socket")?
-        .port())
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port")?;
+    Ok(listener.local_addr().context("asking for the port of a socket")?.port())
 }
 
 #[cfg(test)]
@@ -320,10 +246,7 @@ mod tests {
         let script = directory.path().join("refuses");
         std::fs::write(&script, "echo no such member; exit 3").unwrap();
         let spec: Spec = format!("bad=sh {}", script.display()).parse().unwrap();
-        let error = Server::start(&spec, &directory.path().join("data"))
-            .await
-            .unwrap_err()
-            .to_string();
+        let error = Server::start(&spec, &directory.path().join("data")).await.unwrap_err().to_string();
         assert!(error.contains("bad ended with exit status: 3"), "{error}");
         assert!(error.contains("no such member"), "{error}");
     }

@@ -14,10 +14,7 @@ use e2d::disk::{Disk, DiskFile, RealDisk};
 use e2d::wal::{Batch, Identity, Options, SnapshotMark, Wal};
 use raft::eraftpb::Entry;
 
-const ME: Identity = Identity {
-    cluster_id: 1,
-    node_id: 1,
-};
+const ME: Identity = Identity { cluster_id: 1, node_id: 1 };
 const ENTRY_BYTES: usize = 256;
 const ROUNDS: usize = 3;
 const TURN: Duration = Duration::from_millis(600);
@@ -26,9 +23,7 @@ fn main() -> Result<()> {
     let dir = std::env::args().nth(1).context("usage: wal_bench DIR")?;
     let dir = Path::new(&dir).join("wal-bench");
     std::fs::create_dir_all(&dir)?;
-    let done = appends(&dir)
-        .and_then(|()| cpu(&dir))
-        .and_then(|()| reading(&dir));
+    let done = appends(&dir).and_then(|()| cpu(&dir)).and_then(|()| reading(&dir));
     std::fs::remove_dir_all(&dir)?;
     done
 }
@@ -42,16 +37,8 @@ struct Writer {
 
 impl Writer {
     fn new(disk: Arc<dyn Disk>, dir: &Path, options: Options, batch: usize) -> Result<Writer> {
-        let entry = Entry {
-            term: 1,
-            data: vec![7; ENTRY_BYTES].into(),
-            ..Entry::default()
-        };
-        Ok(Writer {
-            wal: Wal::create(disk, dir, ME, options)?,
-            entries: vec![entry; batch],
-            next: 1,
-        })
+        let entry = Entry { term: 1, data: vec![7; ENTRY_BYTES].into(), ..Entry::default() };
+        Ok(Writer { wal: Wal::create(disk, dir, ME, options)?, entries: vec![entry; batch], next: 1 })
     }
 
     fn append(&mut self) -> Result<()> {
@@ -59,23 +46,13 @@ impl Writer {
             entry.index = self.next;
             self.next += 1;
         }
-        self.wal.append(&Batch {
-            entries: &self.entries,
-            ..Batch::default()
-        })?;
+        self.wal.append(&Batch { entries: &self.entries, ..Batch::default() })?;
         Ok(())
     }
 
     fn release(&mut self) -> Result<()> {
-        let mark = SnapshotMark {
-            index: self.next - 1,
-            term: 1,
-            ..SnapshotMark::default()
-        };
-        self.wal.append(&Batch {
-            snapshot: Some(&mark),
-            ..Batch::default()
-        })?;
+        let mark = SnapshotMark { index: self.next - 1, term: 1, ..SnapshotMark::default() };
+        self.wal.append(&Batch { snapshot: Some(&mark), ..Batch::default() })?;
         self.wal.release(mark.index)?;
         Ok(())
     }
@@ -95,11 +72,8 @@ fn appends(dir: &Path) -> Result<()> {
         let mut latencies = vec![Vec::new(); variants.len()];
         for round in 0..ROUNDS {
             for (i, (_, block_bytes, zero_ahead_bytes, recycled)) in variants.iter().enumerate() {
-                let options = Options {
-                    block_bytes: *block_bytes,
-                    zero_ahead_bytes: *zero_ahead_bytes,
-                    ..options.clone()
-                };
+                let options =
+                    Options { block_bytes: *block_bytes, zero_ahead_bytes: *zero_ahead_bytes, ..options.clone() };
                 let dir = dir.join(format!("{batch}-{round}-{i}"));
                 let mut writer = Writer::new(Arc::new(RealDisk), &dir, options, batch)?;
                 if *recycled {
@@ -128,11 +102,7 @@ fn appends(dir: &Path) -> Result<()> {
             let p = |percent: usize| latencies[latencies.len() * percent / 100].as_micros();
             let mean = latencies.iter().sum::<Duration>() / latencies.len() as u32;
             let rate = batch as f64 / mean.as_secs_f64();
-            println!(
-                "batch {batch:3}  {name:32}  p50 {:5} us  p99 {:6} us  {rate:8.0} entries/s",
-                p(50),
-                p(99)
-            );
+            println!("batch {batch:3}  {name:32}  p50 {:5} us  p99 {:6} us  {rate:8.0} entries/s", p(50), p(99));
         }
     }
     Ok(())
@@ -195,10 +165,7 @@ fn cpu(dir: &Path) -> Result<()> {
     for batch in [1, 16, 64, 512] {
         let mut best = f64::INFINITY;
         for _ in 0..5 {
-            let options = Options {
-                zero_ahead_bytes: 0,
-                ..Options::default()
-            };
+            let options = Options { zero_ahead_bytes: 0, ..Options::default() };
             let mut writer = Writer::new(Arc::new(Holes), dir, options, batch)?;
             let start = Instant::now();
             for i in 0..200_000 / batch {
@@ -209,10 +176,7 @@ fn cpu(dir: &Path) -> Result<()> {
             }
             best = best.min(start.elapsed().as_secs_f64() / writer.next as f64);
         }
-        println!(
-            "batch {batch:3}  without a disk: {:.0} ns an entry",
-            best * 1e9
-        );
+        println!("batch {batch:3}  without a disk: {:.0} ns an entry", best * 1e9);
     }
     Ok(())
 }
@@ -225,10 +189,7 @@ fn reading(dir: &Path) -> Result<()> {
     }
     let last = writer.next - 1;
     drop(writer);
-    let options = Options {
-        recover_bytes: 0,
-        ..Options::default()
-    };
+    let options = Options { recover_bytes: 0, ..Options::default() };
     let start = Instant::now();
     let (wal, _) = Wal::open(Arc::new(RealDisk), &dir, ME, options)?;
     println!("opening {last} entries: {} ms", start.elapsed().as_millis());

@@ -234,8 +234,8 @@ impl Applier {
                 assert_eq!(entry.index.0, self.applied.index.0 + 1, "the log has a hole");
                 match entry.command {
                     Some(bytes) => {
-                        let command = Command::decode(bytes)
-                            .map_err(|cause| Failed::Entry { index: entry.index, cause })?;
+                        let command =
+                            Command::decode(bytes).map_err(|cause| Failed::Entry { index: entry.index, cause })?;
                         let context = EntryContext { index: entry.index, term: entry.term, now: self.now() };
                         let op = op_of(&command.request);
                         let answer = self.machine.apply(&view, command.request, context, &mut changes)?;
@@ -296,7 +296,6 @@ impl Applier {
         Tick(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 }
-
 
 /// The name that etcd's metrics have for a request.
 fn op_of(request: &Request) -> ApplyOp {

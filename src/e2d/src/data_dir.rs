@@ -49,7 +49,9 @@ pub enum Refused {
         mode: u32,
     },
     /// It has the files of etcd.
-    #[error("data directory {path} holds data of etcd (there is {path}/member): e2d does not write to it, choose another directory")]
+    #[error(
+        "data directory {path} holds data of etcd (there is {path}/member): e2d does not write to it, choose another directory"
+    )]
     OfEtcd {
         /// The directory.
         path: PathBuf,
@@ -63,7 +65,9 @@ pub enum Refused {
         what: String,
     },
     /// There is data, but nobody knows whose.
-    #[error("data directory {path} has a {found} and no {IDENTITY}: its identity is lost, and so is the right to use the data")]
+    #[error(
+        "data directory {path} has a {found} and no {IDENTITY}: its identity is lost, and so is the right to use the data"
+    )]
     Nameless {
         /// The directory.
         path: PathBuf,

@@ -246,7 +246,9 @@ impl Node {
         };
         let sender = fatal.clone();
         let flusher = store
-            .start_flusher(flush_settings, metrics.store.commit_seconds.clone(), move |error| drop(sender.send(error.into())))
+            .start_flusher(flush_settings, metrics.store.commit_seconds.clone(), move |error| {
+                drop(sender.send(error.into()))
+            })
             .map_err(thread_failed)?;
         let flusher = Arc::new(flusher);
 
@@ -400,11 +402,7 @@ fn thread_failed(error: std::io::Error) -> Fatal {
 }
 
 /// Opens the log, or makes it for a store that was never written to.
-fn open_wal(
-    config: &Config,
-    identity: Identity,
-    applied: LogIndex,
-) -> Result<(Wal, raft::eraftpb::HardState), Fatal> {
+fn open_wal(config: &Config, identity: Identity, applied: LogIndex) -> Result<(Wal, raft::eraftpb::HardState), Fatal> {
     let disk = Arc::new(RealDisk);
     let dir = &config.storage.wal_dir;
     let whose = wal::Identity { cluster_id: identity.cluster.0, node_id: identity.member.0 };
@@ -546,15 +544,16 @@ async fn compact_by_schedule(retention: Retention, store: Store, handle: Handle,
         let wait = compactor.next_deadline().millis_since(now(started));
         tokio::time::sleep(Duration::from_millis(wait)).await;
         let published = store.published();
-        let view = compactor::View {
-            current: published.revision,
-            compacted: published.compacted,
-            leading: handle.leads(),
-        };
+        let view =
+            compactor::View { current: published.revision, compacted: published.compacted, leading: handle.leads() };
         if let Some(revision) = compactor.turn(now(started), view) {
             match handle.propose(Request::Compact(Some(revision))).await {
-                Ok(answered) => tracing::info!(%revision, refused = ?answered.answer.outcome.err(), "compacted by schedule"),
-                Err(why) => tracing::warn!(%revision, %why, "compaction by schedule was not written; it is tried again"),
+                Ok(answered) => {
+                    tracing::info!(%revision, refused = ?answered.answer.outcome.err(), "compacted by schedule")
+                }
+                Err(why) => {
+                    tracing::warn!(%revision, %why, "compaction by schedule was not written; it is tried again")
+                }
             }
         }
     }
@@ -624,7 +623,10 @@ async fn serve_clients(config: &Config, node: &Node) -> Result<Served, Failure> 
         tasks.push(tokio::spawn(serve::serve(
             listener,
             Plain,
-            Service::new(grpc::Layer::new(node.metrics.grpc.clone(), max_message_bytes).layer(NoGrpc), endpoints.clone()),
+            Service::new(
+                grpc::Layer::new(node.metrics.grpc.clone(), max_message_bytes).layer(NoGrpc),
+                endpoints.clone(),
+            ),
             settings.clone(),
             connections,
             until_stopped(),

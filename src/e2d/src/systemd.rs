@@ -36,18 +36,12 @@ impl Notifier {
     /// # Errors
     /// When nobody listens there.
     pub fn to(path: &Path) -> io::Result<Self> {
-        Ok(Notifier {
-            socket: Some(connect(path)?),
-            watchdog: None,
-        })
+        Ok(Notifier { socket: Some(connect(path)?), watchdog: None })
     }
 
     /// A line to nobody.
     pub fn silent() -> Self {
-        Notifier {
-            socket: None,
-            watchdog: None,
-        }
+        Notifier { socket: None, watchdog: None }
     }
 
     /// The time between two [`watchdog`](Self::watchdog) calls after which the manager restarts the service; half of
@@ -161,9 +155,7 @@ mod tests {
     fn a_manager_that_is_stuck_does_not_stop_the_node() {
         let (_dir, _socket, notifier) = manager();
         // Nobody reads: sooner or later the socket is full, and the call returns instead of waiting.
-        let refused = std::iter::repeat_with(|| notifier.watchdog())
-            .find_map(Result::err)
-            .unwrap();
+        let refused = std::iter::repeat_with(|| notifier.watchdog()).find_map(Result::err).unwrap();
         assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
     }
 

@@ -24,12 +24,7 @@ impl Keys {
         for index in 0..count {
             push_key(&mut block, prefix, index);
         }
-        Self {
-            block: block.into(),
-            width,
-            prefix: prefix.into(),
-            end: prefix_end(prefix),
-        }
+        Self { block: block.into(), width, prefix: prefix.into(), end: prefix_end(prefix) }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -38,8 +33,7 @@ impl Keys {
 
     /// Panics if `index` is not below [`Keys::len`].
     pub(crate) fn key(&self, index: usize) -> Bytes {
-        self.block
-            .slice(index * self.width..(index + 1) * self.width)
+        self.block.slice(index * self.width..(index + 1) * self.width)
     }
 
     /// The index of a key of this set.
@@ -84,11 +78,7 @@ impl FreshKeys {
 
     /// No two clients, and no two measurements on one store, may have the same `prefix`.
     pub(crate) fn new(prefix: String) -> Self {
-        Self {
-            prefix,
-            next: 0,
-            block: Bytes::new(),
-        }
+        Self { prefix, next: 0, block: Bytes::new() }
     }
 
     pub(crate) fn take(&mut self) -> Bytes {
@@ -116,12 +106,8 @@ impl Values {
 
     pub(crate) fn new() -> Self {
         let mut random = Random::new(1);
-        let block: Vec<u8> = (0..Self::OFFSETS + VALUE_BYTES)
-            .map(|_| random.next() as u8)
-            .collect();
-        Self {
-            block: block.into(),
-        }
+        let block: Vec<u8> = (0..Self::OFFSETS + VALUE_BYTES).map(|_| random.next() as u8).collect();
+        Self { block: block.into() }
     }
 
     pub(crate) fn any(&self, random: &mut Random) -> Bytes {
@@ -177,11 +163,7 @@ mod tests {
         let mut fresh = FreshKeys::new("/new/7/".into());
         let taken: BTreeSet<Bytes> = (0..3000).map(|_| fresh.take()).collect();
         assert_eq!(taken.len(), 3000);
-        assert!(
-            taken
-                .iter()
-                .all(|key| key.starts_with(b"/new/7/") && key.len() == 15)
-        );
+        assert!(taken.iter().all(|key| key.starts_with(b"/new/7/") && key.len() == 15));
     }
 
     #[test]

@@ -63,8 +63,7 @@ impl Load {
 
     /// The name on the command line and in the tables.
     pub(crate) fn name(self) -> String {
-        self.to_possible_value()
-            .map_or_else(|| format!("{self:?}"), |value| value.get_name().to_owned())
+        self.to_possible_value().map_or_else(|| format!("{self:?}"), |value| value.get_name().to_owned())
     }
 }
 
@@ -88,11 +87,8 @@ pub(crate) struct Cell<'a> {
 /// # Errors
 /// Any operation that fails, or is answered wrongly, fails the measurement; the error names it.
 pub(crate) async fn run(cell: &Cell<'_>, server: &mut Server, plan: &Plan) -> Result<Figures> {
-    let measured = if cell.load.watches() {
-        watch::run(cell, server, plan).await
-    } else {
-        unary(cell, server, plan).await
-    };
+    let measured =
+        if cell.load.watches() { watch::run(cell, server, plan).await } else { unary(cell, server, plan).await };
     measured
         .with_context(|| format!("load {} with {} clients", cell.load.name(), cell.clients))
         .map_err(|error| server.blame(error))
@@ -103,9 +99,7 @@ async fn unary(cell: &Cell<'_>, server: &Server, plan: &Plan) -> Result<Figures>
     let clients = unary::clients(cell, &connections).await?;
     let gate = Gate::new(plan.bound);
     let mut running = measure::clients(&gate, 1, Attribution::Completion, clients);
-    let observed = running
-        .beside(measure::observe(server.process(), &gate, plan))
-        .await?;
+    let observed = running.beside(measure::observe(server.process(), &gate, plan)).await?;
     let latencies = measure::merge(running.join().await?)?;
     if cell.load == Load::Lease {
         unary::no_lease_left(&connections[0]).await?;

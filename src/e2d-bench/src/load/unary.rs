@@ -65,21 +65,10 @@ async fn revisions(connection: &Connection, keys: &Keys) -> Result<Vec<(usize, i
     let mut revisions = Vec::with_capacity(keys.len());
     let mut from = keys.prefix();
     loop {
-        let request = RangeRequest {
-            key: from,
-            range_end: keys.end(),
-            limit: PAGE as i64,
-            ..Default::default()
-        };
-        let page = kv
-            .range(request)
-            .await
-            .context("listing the revisions of the keys")?
-            .into_inner();
+        let request = RangeRequest { key: from, range_end: keys.end(), limit: PAGE as i64, ..Default::default() };
+        let page = kv.range(request).await.context("listing the revisions of the keys")?.into_inner();
         for pair in &page.kvs {
-            let index = keys
-                .index(&pair.key)
-                .ok_or_else(|| anyhow!("unexpected key {:?} in the list", pair.key))?;
+            let index = keys.index(&pair.key).ok_or_else(|| anyhow!("unexpected key {:?} in the list", pair.key))?;
             revisions.push((index, pair.mod_revision));
         }
         match page.kvs.last() {
@@ -87,12 +76,7 @@ async fn revisions(connection: &Connection, keys: &Keys) -> Result<Vec<(usize, i
             _ => break,
         }
     }
-    ensure!(
-        revisions.len() == keys.len(),
-        "listed {} keys, expected {}",
-        revisions.len(),
-        keys.len()
-    );
+    ensure!(revisions.len() == keys.len(), "listed {} keys, expected {}", revisions.len(), keys.len());
     Ok(revisions)
 }
 
@@ -104,17 +88,8 @@ pub(crate) async fn no_lease_left(connection: &Connection) -> Result<()> {
         count_only: true,
         ..Default::default()
     };
-    let count = connection
-        .kv()
-        .range(request)
-        .await
-        .context("counting leased keys")?
-        .into_inner()
-        .count;
-    ensure!(
-        count == 0,
-        "{count} keys are left of leases that were revoked"
-    );
+    let count = connection.kv().range(request).await.context("counting leased keys")?.into_inner().count;
+    ensure!(count == 0, "{count} keys are left of leases that were revoked");
     Ok(())
 }
 
@@ -164,21 +139,14 @@ impl Client {
     }
 
     fn put_request(&mut self, key: Bytes) -> PutRequest {
-        PutRequest {
-            key,
-            value: self.values.any(&mut self.random),
-            ..Default::default()
-        }
+        PutRequest { key, value: self.values.any(&mut self.random), ..Default::default() }
     }
 
     async fn put(&mut self) -> Result<()> {
         let key = self.any_key();
         let request = self.put_request(key);
         let answer = self.kv.put(request).await.context("Put")?;
-        ensure!(
-            answer.get_ref().header.is_some(),
-            "Put was answered without a header"
-        );
+        ensure!(answer.get_ref().header.is_some(), "Put was answered without a header");
         Ok(())
     }
 
@@ -186,27 +154,15 @@ impl Client {
         let key = self.fresh.take();
         let request = self.put_request(key);
         let answer = self.kv.put(request).await.context("Put of a new key")?;
-        ensure!(
-            answer.get_ref().header.is_some(),
-            "Put was answered without a header"
-        );
+        ensure!(answer.get_ref().header.is_some(), "Put was answered without a header");
         Ok(())
     }
 
     async fn create(&mut self) -> Result<()> {
         let key = self.fresh.take();
         let put = self.put_request(key.clone());
-        let txn = TxnRequest {
-            compare: vec![mod_is(key, 0)],
-            success: vec![then_put(put)],
-            failure: vec![],
-        };
-        let answer = self
-            .kv
-            .txn(txn)
-            .await
-            .context("Txn that creates")?
-            .into_inner();
+        let txn = TxnRequest { compare: vec![mod_is(key, 0)], success: vec![then_put(put)], failure: vec![] };
+        let answer = self.kv.txn(txn).await.context("Txn that creates")?.into_inner();
         ensure!(answer.succeeded, "Txn found a key that was never written");
         Ok(())
     }
@@ -216,30 +172,15 @@ impl Client {
         let (index, revision) = self.owned[slot];
         let key = self.keys.key(index);
         let put = self.put_request(key.clone());
-        let range = RangeRequest {
-            key: key.clone(),
-            ..Default::default()
-        };
+        let range = RangeRequest { key: key.clone(), ..Default::default() };
         let txn = TxnRequest {
             compare: vec![mod_is(key, revision)],
             success: vec![then_put(put)],
-            failure: vec![RequestOp {
-                request: Some(Request::RequestRange(range)),
-            }],
+            failure: vec![RequestOp { request: Some(Request::RequestRange(range)) }],
         };
-        let answer = self
-            .kv
-            .txn(txn)
-            .await
-            .context("Txn that compares and sets")?
-            .into_inner();
-        ensure!(
-            answer.succeeded,
-            "Txn did not find key {index} at revision {revision}, which this client wrote"
-        );
-        let header = answer
-            .header
-            .ok_or_else(|| anyhow!("Txn was answered without a header"))?;
+        let answer = self.kv.txn(txn).await.context("Txn that compares and sets")?.into_inner();
+        ensure!(answer.succeeded, "Txn did not find key {index} at revision {revision}, which this client wrote");
+        let header = answer.header.ok_or_else(|| anyhow!("Txn was answered without a header"))?;
         ensure!(
             header.revision > revision,
             "Txn wrote revision {} over revision {revision} of key {index}",
@@ -250,41 +191,18 @@ impl Client {
     }
 
     async fn get(&mut self, serializable: bool) -> Result<()> {
-        let request = RangeRequest {
-            key: self.any_key(),
-            limit: 1,
-            serializable,
-            ..Default::default()
-        };
+        let request = RangeRequest { key: self.any_key(), limit: 1, serializable, ..Default::default() };
         let key = request.key.clone();
-        let answer = self
-            .kv
-            .range(request)
-            .await
-            .context("Range of one key")?
-            .into_inner();
+        let answer = self.kv.range(request).await.context("Range of one key")?.into_inner();
         match &answer.kvs[..] {
             [found] if found.key == key && found.value.len() == VALUE_BYTES => Ok(()),
-            found => bail!(
-                "Range of {key:?} answered {} keys, expected it and {VALUE_BYTES} bytes",
-                found.len()
-            ),
+            found => bail!("Range of {key:?} answered {} keys, expected it and {VALUE_BYTES} bytes", found.len()),
         }
     }
 
     async fn list(&mut self, key: Bytes, first: usize) -> Result<()> {
-        let request = RangeRequest {
-            key,
-            range_end: self.keys.end(),
-            limit: PAGE as i64,
-            ..Default::default()
-        };
-        let answer = self
-            .kv
-            .range(request)
-            .await
-            .context("Range of a page")?
-            .into_inner();
+        let request = RangeRequest { key, range_end: self.keys.end(), limit: PAGE as i64, ..Default::default() };
+        let answer = self.kv.range(request).await.context("Range of a page")?.into_inner();
         let left = self.keys.len() - first;
         let (expected, more) = (left.min(PAGE), left > PAGE);
         ensure!(
@@ -305,31 +223,13 @@ impl Client {
     }
 
     async fn grant_attach_revoke(&mut self) -> Result<()> {
-        let grant = LeaseGrantRequest {
-            ttl: LEASE_TTL_SECONDS,
-            id: 0,
-        };
-        let id = self
-            .lease
-            .lease_grant(grant)
-            .await
-            .context("LeaseGrant")?
-            .into_inner()
-            .id;
+        let grant = LeaseGrantRequest { ttl: LEASE_TTL_SECONDS, id: 0 };
+        let id = self.lease.lease_grant(grant).await.context("LeaseGrant")?.into_inner().id;
         ensure!(id != 0, "LeaseGrant answered lease 0");
-        let put = PutRequest {
-            lease: id,
-            ..self.put_request(self.leased.clone())
-        };
-        self.kv
-            .put(put)
-            .await
-            .with_context(|| format!("Put with lease {id}"))?;
+        let put = PutRequest { lease: id, ..self.put_request(self.leased.clone()) };
+        self.kv.put(put).await.with_context(|| format!("Put with lease {id}"))?;
         let revoke = LeaseRevokeRequest { id };
-        self.lease
-            .lease_revoke(revoke)
-            .await
-            .with_context(|| format!("LeaseRevoke of lease {id}"))?;
+        self.lease.lease_revoke(revoke).await.with_context(|| format!("LeaseRevoke of lease {id}"))?;
         Ok(())
     }
 }
@@ -345,9 +245,7 @@ fn mod_is(key: Bytes, revision: i64) -> Compare {
 }
 
 fn then_put(put: PutRequest) -> RequestOp {
-    RequestOp {
-        request: Some(Request::RequestPut(put)),
-    }
+    RequestOp { request: Some(Request::RequestPut(put)) }
 }
 
 #[cfg(test)]
@@ -368,27 +266,13 @@ mod tests {
             }
         };
         let (keys, values) = (Keys::new("/t/", 1000), Values::new());
-        let cell = Cell {
-            load,
-            clients: 1,
-            connections: 1,
-            writers: 1,
-            number: 0,
-            keys: &keys,
-            values: &values,
-        };
+        let cell = Cell { load, clients: 1, connections: 1, writers: 1, number: 0, keys: &keys, values: &values };
         Client::new(&cell, 7, &connection)
     }
 
     #[tokio::test]
     async fn right_answers_pass() {
-        for load in [
-            Load::Put,
-            Load::PutNew,
-            Load::Get,
-            Load::GetSerializable,
-            Load::Mixed,
-        ] {
+        for load in [Load::Put, Load::PutNew, Load::Get, Load::GetSerializable, Load::Mixed] {
             let mut client = client(load).await;
             for _ in 0..20 {
                 client.operate().await.unwrap();
@@ -399,15 +283,9 @@ mod tests {
     #[tokio::test]
     async fn a_refused_operation_is_named_with_its_client_and_status() {
         for (load, what) in [
-            (
-                Load::TxnCreate,
-                "txn-create by client 7: Txn that creates: ",
-            ),
+            (Load::TxnCreate, "txn-create by client 7: Txn that creates: "),
             (Load::ListFirst, "list-first by client 7: Range of a page: "),
-            (
-                Load::ListRandom,
-                "list-random by client 7: Range of a page: ",
-            ),
+            (Load::ListRandom, "list-random by client 7: Range of a page: "),
             (Load::Lease, "lease by client 7: LeaseGrant: "),
         ] {
             let error = format!("{:#}", client(load).await.operate().await.unwrap_err());

@@ -42,53 +42,31 @@ pub(super) async fn run(cell: &Cell<'_>, server: &Server, plan: &Plan) -> Result
         delivered: AtomicU64::new(0),
         credit: Semaphore::new(AHEAD),
     });
-    let connections = Connection::open_many(
-        server.address(),
-        if one_stream { 1 } else { cell.connections },
-    )
-    .await?;
+    let connections = Connection::open_many(server.address(), if one_stream { 1 } else { cell.connections }).await?;
     // The writers' connections are their own: a put must not queue behind the events of a thousand watchers.
     let writing = Connection::open_many(server.address(), cell.writers.clamp(1, 8)).await?;
 
-    let (streams, watches) = if one_stream {
-        (1, cell.clients)
-    } else {
-        (cell.clients, 1)
-    };
+    let (streams, watches) = if one_stream { (1, cell.clients) } else { (cell.clients, 1) };
     let mut readers = Vec::with_capacity(streams);
     for (number, connection) in connections.iter().cycle().take(streams).enumerate() {
         readers.push(Reader::open(number, watches, connection, Arc::clone(&shared)).await?);
     }
     let mut watchers = Running::start(readers.into_iter().map(Reader::read));
     let mut writers = Running::start(
-        writing
-            .iter()
-            .cycle()
-            .take(cell.writers)
-            .enumerate()
-            .map(|(n, c)| write(n, c.clone(), Arc::clone(&shared))),
+        writing.iter().cycle().take(cell.writers).enumerate().map(|(n, c)| write(n, c.clone(), Arc::clone(&shared))),
     );
 
-    let observed = watchers
-        .beside(writers.beside(measure::observe(server.process(), &gate, plan)))
-        .await?;
+    let observed = watchers.beside(writers.beside(measure::observe(server.process(), &gate, plan))).await?;
     let sent: u64 = watchers.beside(writers.join()).await?.into_iter().sum();
     let last = put_request(LAST_KEY.into(), shared.origin);
-    watchers
-        .beside(async { writing[0].kv().put(last).await.context("the last Put") })
-        .await?;
+    watchers.beside(async { writing[0].kv().put(last).await.context("the last Put") }).await?;
     let ended = tokio::time::timeout(CATCH_UP_WITHIN, watchers.join()).await;
-    let ended = ended.map_err(|_| {
-        anyhow!("not every watcher saw all {sent} puts within {CATCH_UP_WITHIN:?}")
-    })??;
+    let ended = ended.map_err(|_| anyhow!("not every watcher saw all {sent} puts within {CATCH_UP_WITHIN:?}"))??;
 
     let mut tallies = Vec::with_capacity(ended.len());
     for (number, (tally, received)) in ended.into_iter().enumerate() {
         for count in received {
-            ensure!(
-                count == sent,
-                "a watcher of stream {number} saw {count} events, expected {sent}"
-            );
+            ensure!(count == sent, "a watcher of stream {number} saw {count} events, expected {sent}");
         }
         tallies.push(tally);
     }
@@ -121,15 +99,8 @@ async fn write(number: usize, connection: Connection, shared: Arc<Shared>) -> Re
     let key = Bytes::from(format!("{PREFIX}{number:08}"));
     let mut sent = 0;
     while shared.gate.phase() != STOP {
-        shared
-            .credit
-            .acquire()
-            .await
-            .context("waiting for the watchers")?
-            .forget();
-        kv.put(put_request(key.clone(), shared.origin))
-            .await
-            .with_context(|| format!("Put by writer {number}"))?;
+        shared.credit.acquire().await.context("waiting for the watchers")?.forget();
+        kv.put(put_request(key.clone(), shared.origin)).await.with_context(|| format!("Put by writer {number}"))?;
         sent += 1;
     }
     Ok(sent)
@@ -140,11 +111,7 @@ fn put_request(key: Bytes, origin: Instant) -> PutRequest {
     let mut value = BytesMut::with_capacity(VALUE_BYTES);
     value.put_u64(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX));
     value.resize(VALUE_BYTES, b'.');
-    PutRequest {
-        key,
-        value: value.freeze(),
-        ..Default::default()
-    }
+    PutRequest { key, value: value.freeze(), ..Default::default() }
 }
 
 /// One watch stream with one or more watches of the prefix.
@@ -165,35 +132,15 @@ struct Watch {
 
 impl Reader {
     /// Opens the stream and waits until the server has created all watches.
-    async fn open(
-        number: usize,
-        watches: usize,
-        connection: &Connection,
-        shared: Arc<Shared>,
-    ) -> Result<Self> {
+    async fn open(number: usize, watches: usize, connection: &Connection, shared: Arc<Shared>) -> Result<Self> {
         let create = move |_| {
-            let create = WatchCreateRequest {
-                key: PREFIX.into(),
-                range_end: prefix_end(PREFIX),
-                ..Default::default()
-            };
-            WatchRequest {
-                request_union: Some(RequestUnion::CreateRequest(create)),
-            }
+            let create = WatchCreateRequest { key: PREFIX.into(), range_end: prefix_end(PREFIX), ..Default::default() };
+            WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) }
         };
         // The request stream stays open for as long as the watches shall.
         let requests = tokio_stream::iter((0..watches).map(create)).chain(tokio_stream::pending());
-        let stream = connection
-            .watch()
-            .watch(requests)
-            .await
-            .with_context(|| format!("Watch stream {number}"))?;
-        let mut reader = Self {
-            number,
-            stream: stream.into_inner(),
-            watches: vec![Watch::default(); watches],
-            shared,
-        };
+        let stream = connection.watch().watch(requests).await.with_context(|| format!("Watch stream {number}"))?;
+        let mut reader = Self { number, stream: stream.into_inner(), watches: vec![Watch::default(); watches], shared };
         for _ in 0..watches {
             let response = reader.next().await?;
             ensure!(
@@ -224,23 +171,12 @@ impl Reader {
             let response = self.next().await?;
             let now = self.shared.origin.elapsed();
             let phase = self.shared.gate.phase();
-            ensure!(
-                !response.canceled,
-                "watch stream {} was canceled: {}",
-                self.number,
-                response.cancel_reason
-            );
-            let watch = usize::try_from(response.watch_id)
-                .ok()
-                .and_then(|id| self.watches.get_mut(id));
-            let watch = watch.ok_or_else(|| {
-                anyhow!("no watch {} on stream {}", response.watch_id, self.number)
-            })?;
+            ensure!(!response.canceled, "watch stream {} was canceled: {}", self.number, response.cancel_reason);
+            let watch = usize::try_from(response.watch_id).ok().and_then(|id| self.watches.get_mut(id));
+            let watch = watch.ok_or_else(|| anyhow!("no watch {} on stream {}", response.watch_id, self.number))?;
             let mut delivered = 0;
             for event in &response.events {
-                let sent = watch
-                    .see(event)
-                    .with_context(|| format!("watch stream {}", self.number))?;
+                let sent = watch.see(event).with_context(|| format!("watch stream {}", self.number))?;
                 if watch.ended {
                     open -= 1;
                 } else {
@@ -250,25 +186,15 @@ impl Reader {
             }
             self.shared.delivered(delivered);
         }
-        Ok((
-            tally,
-            self.watches.iter().map(|watch| watch.received).collect(),
-        ))
+        Ok((tally, self.watches.iter().map(|watch| watch.received).collect()))
     }
 }
 
 impl Watch {
     /// Checks the order, and returns when the put was sent.
     fn see(&mut self, event: &Event) -> Result<Duration> {
-        let pair = event
-            .kv
-            .as_ref()
-            .ok_or_else(|| anyhow!("an event without a key"))?;
-        ensure!(
-            !self.ended,
-            "an event at revision {} after the last put",
-            pair.mod_revision
-        );
+        let pair = event.kv.as_ref().ok_or_else(|| anyhow!("an event without a key"))?;
+        ensure!(!self.ended, "an event at revision {} after the last put", pair.mod_revision);
         ensure!(
             pair.mod_revision > self.revision,
             "an event at revision {} after one at revision {}",
@@ -276,10 +202,7 @@ impl Watch {
             self.revision
         );
         self.revision = pair.mod_revision;
-        let stamp = pair
-            .value
-            .first_chunk::<8>()
-            .ok_or_else(|| anyhow!("a value without a time stamp"))?;
+        let stamp = pair.value.first_chunk::<8>().ok_or_else(|| anyhow!("a value without a time stamp"))?;
         if pair.key == LAST_KEY.as_bytes() {
             self.ended = true;
         } else {
@@ -297,26 +220,15 @@ mod tests {
 
     fn event(key: &'static str, mod_revision: i64) -> Event {
         let value = put_request(key.into(), Instant::now()).value;
-        let kv = KeyValue {
-            key: key.into(),
-            value,
-            mod_revision,
-            ..Default::default()
-        };
-        Event {
-            kv: Some(kv),
-            ..Default::default()
-        }
+        let kv = KeyValue { key: key.into(), value, mod_revision, ..Default::default() };
+        Event { kv: Some(kv), ..Default::default() }
     }
 
     #[test]
     fn a_watch_refuses_repeated_and_reordered_events() {
         let mut watch = Watch::default();
         watch.see(&event("/registry/watched/1", 5)).unwrap();
-        let error = watch
-            .see(&event("/registry/watched/1", 5))
-            .unwrap_err()
-            .to_string();
+        let error = watch.see(&event("/registry/watched/1", 5)).unwrap_err().to_string();
         assert_eq!(error, "an event at revision 5 after one at revision 5");
         assert!(watch.see(&event("/registry/watched/2", 4)).is_err());
         watch.see(&event(LAST_KEY, 6)).unwrap();
@@ -328,13 +240,7 @@ mod tests {
     fn writers_get_one_credit_for_each_put_that_all_have_seen() {
         let gate = Gate::new(measure::Bound::Count(1));
         let (delivered, credit) = (AtomicU64::new(0), Semaphore::new(0));
-        let shared = Shared {
-            gate,
-            origin: Instant::now(),
-            watchers: 10,
-            delivered,
-            credit,
-        };
+        let shared = Shared { gate, origin: Instant::now(), watchers: 10, delivered, credit };
         for (events, credits) in [(9, 0), (1, 1), (25, 3), (5, 4)] {
             shared.delivered(events);
             assert_eq!(shared.credit.available_permits(), credits);

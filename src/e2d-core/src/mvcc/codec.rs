@@ -21,7 +21,9 @@ pub const MAX_TXN_DEPTH: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadCommand {
     /// Written by a newer version.
-    #[error("log entry has format {0}, this version reads up to {FORMAT}: run the version that wrote it, or a newer one")]
+    #[error(
+        "log entry has format {0}, this version reads up to {FORMAT}: run the version that wrote it, or a newer one"
+    )]
     Format(u8),
     /// A kind of request or option that this version does not know.
     #[error("log entry has unknown {what} {found}")]
@@ -54,11 +56,8 @@ impl Command {
         if format != FORMAT {
             return Err(BadCommand::Format(format));
         }
-        let command = Command {
-            origin: MemberId(reader.fixed()?),
-            id: reader.fixed()?,
-            request: Request::decode(&mut reader)?,
-        };
+        let command =
+            Command { origin: MemberId(reader.fixed()?), id: reader.fixed()?, request: Request::decode(&mut reader)? };
         if !reader.0.is_empty() {
             return Err(reader.malformed());
         }
@@ -209,7 +208,8 @@ impl DeleteRange {
 
 impl RangeQuery {
     fn encode(&self, out: &mut Vec<u8>) {
-        let bounds = [self.filter.min_modified, self.filter.max_modified, self.filter.min_created, self.filter.max_created];
+        let bounds =
+            [self.filter.min_modified, self.filter.max_modified, self.filter.min_created, self.filter.max_created];
         out.put_u8(
             u8::from(self.keys_only)
                 | u8::from(self.count_only) << 1
@@ -492,10 +492,7 @@ impl Reader {
         }
     }
 
-    fn list<T>(
-        &mut self,
-        mut read: impl FnMut(&mut Reader) -> Result<T, BadCommand>,
-    ) -> Result<Vec<T>, BadCommand> {
+    fn list<T>(&mut self, mut read: impl FnMut(&mut Reader) -> Result<T, BadCommand>) -> Result<Vec<T>, BadCommand> {
         let len = self.varint()?;
         // Every item takes at least a byte: a length that could not be is refused before memory is set aside for it.
         if len > self.0.len() as u64 {

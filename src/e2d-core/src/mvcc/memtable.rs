@@ -208,15 +208,8 @@ pub(crate) struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     pub(crate) fn new(layers: &'a Layers, range: &'a KeyRange) -> Walk<'a> {
-        let mut walk = Walk {
-            layers,
-            range,
-            ready: Vec::new().into_iter(),
-            next: None,
-            after: None,
-            complete: false,
-            piece: 64,
-        };
+        let mut walk =
+            Walk { layers, range, ready: Vec::new().into_iter(), next: None, after: None, complete: false, piece: 64 };
         walk.advance();
         walk
     }
@@ -239,8 +232,12 @@ impl<'a> Walk<'a> {
         let pieces: Vec<Vec<Record>> =
             self.layers.iter().map(|layer| layer.heads(self.range, self.after.as_deref(), self.piece)).collect();
         // A layer that gave a full piece may have more: beyond its last key the merged order is not known yet.
-        let known_to =
-            pieces.iter().filter(|piece| piece.len() == self.piece).filter_map(|piece| piece.last()).map(Record::key).min();
+        let known_to = pieces
+            .iter()
+            .filter(|piece| piece.len() == self.piece)
+            .filter_map(|piece| piece.last())
+            .map(Record::key)
+            .min();
         let mut merged: BTreeMap<Bytes, Record> = BTreeMap::new();
         for piece in pieces.into_iter().rev() {
             for record in piece {

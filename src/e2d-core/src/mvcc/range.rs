@@ -125,8 +125,17 @@ mod tests {
     #[test]
     fn overlap_is_symmetric_and_agrees_with_membership() {
         let ranges = [
-            range("a", ""), range("b", ""), range("a", "b"), range("a", "c"), range("b", "d"), range("c", "d"),
-            range("b", "\0"), range("d", "\0"), range("c", "a"), range("bb", ""), range("a\0", "b"),
+            range("a", ""),
+            range("b", ""),
+            range("a", "b"),
+            range("a", "c"),
+            range("b", "d"),
+            range("c", "d"),
+            range("b", "\0"),
+            range("d", "\0"),
+            range("c", "a"),
+            range("bb", ""),
+            range("a\0", "b"),
         ];
         let keys: Vec<&[u8]> = vec![b"a", b"a\0", b"a\x01", b"b", b"bb", b"c", b"cc", b"d", b"e", b"zz"];
         for left in &ranges {

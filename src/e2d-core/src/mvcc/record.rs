@@ -107,7 +107,10 @@ impl Record {
         put_varint(&mut out, u64::from(at.sub));
         put_varint(&mut out, u64::from(created.sub));
         put_place(&mut out, before.map(|before| before.at));
-        put_place(&mut out, before.and_then(|before| if before.depth() == 0 { Some(before.at) } else { before.anchor }));
+        put_place(
+            &mut out,
+            before.and_then(|before| if before.depth() == 0 { Some(before.at) } else { before.anchor }),
+        );
 
         put_bytes_field(&mut out, 1, key);
         if let Some(put) = put {

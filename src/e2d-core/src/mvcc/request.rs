@@ -243,7 +243,10 @@ pub enum Response {
     DeleteRange(DeleteRangeResponse),
     Txn(TxnResponse),
     Compact,
-    LeaseGrant { id: LeaseId, ttl_seconds: u64 },
+    LeaseGrant {
+        id: LeaseId,
+        ttl_seconds: u64,
+    },
     LeaseRevoke,
     LeaseExpire,
     LeaseCheckpoint,

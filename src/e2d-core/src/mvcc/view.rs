@@ -56,7 +56,9 @@ pub enum StoreError {
         what: String,
     },
     /// There is no space on the disk.
-    #[error("{doing}: no space left on the disk of the data directory: free some, then start again; nothing acknowledged is lost")]
+    #[error(
+        "{doing}: no space left on the disk of the data directory: free some, then start again; nothing acknowledged is lost"
+    )]
     DiskFull {
         /// The operation.
         doing: &'static str,
@@ -216,7 +218,10 @@ impl<'t, T: Tables> View<'t, T> {
             let flow = if row.is_by_reference() {
                 let whole = self.event(row.at)?.ok_or_else(|| StoreError::Inconsistent {
                     table: "keys",
-                    what: format!("the newest record of a key refers to event {}, which the history does not have", row.at),
+                    what: format!(
+                        "the newest record of a key refers to event {}, which the history does not have",
+                        row.at
+                    ),
                 })?;
                 show(whole)?
             } else {

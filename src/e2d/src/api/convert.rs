@@ -193,7 +193,8 @@ impl<'a> Writes<'a> {
     /// Fails where etcd does: a key is put twice, or put and deleted, whichever branch would run. The branches of one
     /// nested transaction exclude each other and may share keys.
     fn of(ops: &'a [Op]) -> Result<Writes<'a>, Known> {
-        let deletes = ops.iter().filter_map(|op| if let Op::DeleteRange(delete) = op { Some(&delete.range) } else { None });
+        let deletes =
+            ops.iter().filter_map(|op| if let Op::DeleteRange(delete) = op { Some(&delete.range) } else { None });
         let mut all = Writes { puts: BTreeSet::new(), deletes: deletes.collect() };
         for op in ops {
             let Op::Txn(txn) = op else { continue };

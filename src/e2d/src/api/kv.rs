@@ -9,9 +9,7 @@ use e2d_core::ids::Revision;
 use e2d_core::mvcc::fences::Count;
 use e2d_core::mvcc::machine::read_only_txn;
 use e2d_core::mvcc::range::KeyRange;
-use e2d_core::mvcc::request::{
-    OrderBy, RangeQuery, Rejected, Request as Change, Response as Changed, RevisionFilter,
-};
+use e2d_core::mvcc::request::{OrderBy, RangeQuery, Rejected, Request as Change, Response as Changed, RevisionFilter};
 use e2d_core::mvcc::view::{Published, StoreError, View};
 use std::ops::ControlFlow;
 use tonic::{Request, Response, Status};
@@ -157,7 +155,8 @@ impl Api {
             // The newest state is read at the revision that its numbers of keys are known for.
             let counted = (!query.range.is_single()).then(|| self.store.fences().count(&query.range));
             let published = self.store.published();
-            let current = counted.as_ref().map_or(published.revision, |counted| counted.revision.max(published.revision));
+            let current =
+                counted.as_ref().map_or(published.revision, |counted| counted.revision.max(published.revision));
             let readable = Published { revision: current, ..published };
             readable.check(query.revision).map_err(|rejected| status::rejected(&rejected))?;
             let at = match (query.revision, &counted) {
@@ -194,7 +193,15 @@ impl Api {
             self.walk_over(&mut walk, query, query.range.clone()).await?;
         }
         let shown = walk.taken;
-        let mut count = Walk { at: counted.revision, limit: 0, stop_at_limit: false, kvs: Vec::new(), taken: 0, count: 0, more: false };
+        let mut count = Walk {
+            at: counted.revision,
+            limit: 0,
+            stop_at_limit: false,
+            kvs: Vec::new(),
+            taken: 0,
+            count: 0,
+            more: false,
+        };
         for part in counted.parts {
             self.walk_over(&mut count, query, part).await?;
         }
@@ -225,7 +232,13 @@ impl Api {
                         return ControlFlow::Break(());
                     }
                     if range.contains(event.key()) {
-                        change += if event.is_tombstone() { 1 } else if event.version == 1 { -1 } else { 0 };
+                        change += if event.is_tombstone() {
+                            1
+                        } else if event.version == 1 {
+                            -1
+                        } else {
+                            0
+                        };
                     }
                     ControlFlow::Continue(())
                 })?;
@@ -318,4 +331,3 @@ fn read_sorted(view: &View<'_, Snapshot<'_>>, published: Published, query: &Rang
     })?;
     Ok(Ok((kvs, summary.count, summary.more)))
 }
-

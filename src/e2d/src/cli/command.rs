@@ -12,11 +12,7 @@ pub fn command() -> Command {
     Command::new("e2d")
         .about("A self-forming, self-healing store that speaks etcd's v3 API.")
         .version(VERSION)
-        .styles(
-            Styles::styled()
-                .header(AnsiColor::Green.on_default().bold())
-                .literal(AnsiColor::Cyan.on_default()),
-        )
+        .styles(Styles::styled().header(AnsiColor::Green.on_default().bold()).literal(AnsiColor::Cyan.on_default()))
         .after_help(exit_codes())
         .subcommand_required(true)
         .arg_required_else_help(true)
@@ -25,20 +21,10 @@ pub fn command() -> Command {
         .subcommand(run())
         .subcommand(etcd())
         .subcommand(config())
-        .subcommand(
-            Command::new("version")
-                .about("Print the versions of e2d and of etcd's API as one line of JSON"),
-        )
-        .subcommand(
-            Command::new("completion")
-                .about("Print the completion script of a shell")
-                .arg(
-                    Arg::new("shell")
-                        .value_name("SHELL")
-                        .required(true)
-                        .value_parser(value_parser!(clap_complete::Shell)),
-                ),
-        )
+        .subcommand(Command::new("version").about("Print the versions of e2d and of etcd's API as one line of JSON"))
+        .subcommand(Command::new("completion").about("Print the completion script of a shell").arg(
+            Arg::new("shell").value_name("SHELL").required(true).value_parser(value_parser!(clap_complete::Shell)),
+        ))
         .subcommand(docs())
 }
 
@@ -51,22 +37,14 @@ fn exit_codes() -> String {
 }
 
 fn verbose(id: &'static str) -> Arg {
-    Arg::new(id)
-        .short('v')
-        .long("verbose")
-        .action(ArgAction::Count)
-        .help("Log more: -v is debug, -vv is trace")
+    Arg::new(id).short('v').long("verbose").action(ArgAction::Count).help("Log more: -v is debug, -vv is trace")
 }
 
 fn config_file() -> Arg {
-    Arg::new("config")
-        .long("config")
-        .value_name("FILE")
-        .value_parser(value_parser!(std::path::PathBuf))
-        .help(
-            "Read FILE and the drop-ins in FILE.d instead of /etc/e2d/e2d.toml and its drop-ins \
+    Arg::new("config").long("config").value_name("FILE").value_parser(value_parser!(std::path::PathBuf)).help(
+        "Read FILE and the drop-ins in FILE.d instead of /etc/e2d/e2d.toml and its drop-ins \
              [env: E2D_CONFIG]",
-        )
+    )
 }
 
 fn run() -> Command {
@@ -131,9 +109,7 @@ fn describe(arg: Arg, setting: &Setting) -> Arg {
 
 fn etcd() -> Command {
     Command::new("etcd")
-        .about(format!(
-            "Run a node with the command line, environment and configuration file of etcd {ETCD_VERSION}"
-        ))
+        .about(format!("Run a node with the command line, environment and configuration file of etcd {ETCD_VERSION}"))
         .long_about(
             "Run a node with etcd's command line, ETCD_* environment and YAML configuration file. A link to \
              this binary that is called `etcd` does the same. `e2d etcd --help` lists the flags.",
@@ -166,11 +142,7 @@ fn config() -> Command {
                      is wrong.",
                 )
                 .after_help(exit_codes())
-                .arg(
-                    Arg::new("file")
-                        .value_name("FILE")
-                        .value_parser(value_parser!(std::path::PathBuf)),
-                )
+                .arg(Arg::new("file").value_name("FILE").value_parser(value_parser!(std::path::PathBuf)))
                 .arg(
                     Arg::new("print")
                         .long("print")
@@ -187,14 +159,12 @@ fn docs() -> Command {
         .subcommand_required(true)
         .disable_help_subcommand(true)
         .subcommand(
-            Command::new("man")
-                .about("Write a manual page for every command")
-                .arg(
-                    Arg::new("dir")
-                        .long("dir")
-                        .value_name("DIR")
-                        .required(true)
-                        .value_parser(value_parser!(std::path::PathBuf)),
-                ),
+            Command::new("man").about("Write a manual page for every command").arg(
+                Arg::new("dir")
+                    .long("dir")
+                    .value_name("DIR")
+                    .required(true)
+                    .value_parser(value_parser!(std::path::PathBuf)),
+            ),
         )
 }

@@ -47,16 +47,12 @@ impl ExitCode {
     pub fn advice(self) -> &'static str {
         match self {
             ExitCode::Ok => "Nothing.",
-            ExitCode::Runtime => {
-                "Read the last log lines. A service manager may start the node again."
-            }
+            ExitCode::Runtime => "Read the last log lines. A service manager may start the node again.",
             ExitCode::Usage => {
                 "Correct what standard error names; `e2d config check` tells whether it is right. \
                  Starting again without a change ends the same way."
             }
-            ExitCode::DataDirInUse => {
-                "Find the other process; two nodes never share a data directory."
-            }
+            ExitCode::DataDirInUse => "Find the other process; two nodes never share a data directory.",
             ExitCode::DataCorrupt => {
                 "Keep the data directory as it is, check the disk, and bring the node back from a backup or \
                  from the other members."
@@ -86,10 +82,7 @@ pub struct Failure {
 impl Failure {
     /// A failure with its cause.
     pub fn new(code: ExitCode, error: impl Into<anyhow::Error>) -> Self {
-        Failure {
-            code,
-            error: error.into(),
-        }
+        Failure { code, error: error.into() }
     }
 }
 
@@ -108,12 +101,7 @@ pub fn markdown() -> String {
          | code | meaning | what to do |\n|---|---|---|\n",
     );
     for code in ExitCode::ALL {
-        text.push_str(&format!(
-            "| {} | {} | {} |\n",
-            code as u8,
-            code.meaning(),
-            code.advice()
-        ));
+        text.push_str(&format!("| {} | {} | {} |\n", code as u8, code.meaning(), code.advice()));
     }
     text.push_str(
         "\nA process that a signal killed has no exit code of its own: shells show 128 plus the signal's number, \

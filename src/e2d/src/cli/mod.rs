@@ -80,10 +80,7 @@ where
     if program.file_name().is_some_and(|name| name == "etcd") {
         return run_etcd(process, arguments, serve);
     }
-    if let Some(("etcd", rest)) = arguments
-        .split_first()
-        .and_then(|(first, rest)| Some((first.to_str()?, rest)))
-    {
+    if let Some(("etcd", rest)) = arguments.split_first().and_then(|(first, rest)| Some((first.to_str()?, rest))) {
         return run_etcd(process, rest, serve);
     }
     let matches = match command().try_get_matches_from(&process.argv) {
@@ -114,12 +111,7 @@ where
             node(process, fragments, serve)
         }
         Some(("etcd", etcd)) => {
-            let arguments: Vec<OsString> = etcd
-                .get_many("arguments")
-                .into_iter()
-                .flatten()
-                .cloned()
-                .collect();
+            let arguments: Vec<OsString> = etcd.get_many("arguments").into_iter().flatten().cloned().collect();
             run_etcd(process, &arguments, serve)
         }
         Some(("config", config)) => match config.subcommand() {
@@ -188,22 +180,13 @@ where
     E: Into<Failure>,
 {
     let machine = Machine::inspect(process);
-    let Resolved {
-        config, notices, ..
-    } = Config::resolve(fragments, &machine)?;
-    let log = logging::start(&config.log).map_err(|error| {
-        Failure::new(
-            ExitCode::Runtime,
-            anyhow::Error::new(error).context("starting the log"),
-        )
-    })?;
+    let Resolved { config, notices, .. } = Config::resolve(fragments, &machine)?;
+    let log = logging::start(&config.log)
+        .map_err(|error| Failure::new(ExitCode::Runtime, anyhow::Error::new(error).context("starting the log")))?;
     for notice in notices {
         tracing::warn!("{notice}");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("starting the threads")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the threads")?;
     let ended = runtime.block_on(serve(config, log.control()));
     // Nothing waits for a task that does not end.
     runtime.shutdown_background();
@@ -232,8 +215,7 @@ fn manual(man: &ArgMatches) -> Result<(), End> {
         return Err(End::Said(ExitCode::Usage));
     };
     std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
-    clap_mangen::generate_to(command(), dir)
-        .with_context(|| format!("writing manual pages to {}", dir.display()))?;
+    clap_mangen::generate_to(command(), dir).with_context(|| format!("writing manual pages to {}", dir.display()))?;
     Ok(())
 }
 

@@ -44,11 +44,8 @@ pub fn markdown() -> String {
             continue;
         }
         told.push(why);
-        let names: Vec<String> = ABSENT
-            .iter()
-            .filter(|absent| absent.why == why)
-            .map(|absent| format!("`{}`", absent.name))
-            .collect();
+        let names: Vec<String> =
+            ABSENT.iter().filter(|absent| absent.why == why).map(|absent| format!("`{}`", absent.name)).collect();
         text.push_str(&format!("- {}: {why}.\n", names.join(", ")));
     }
     text.push_str(&super::etcd::markdown());

@@ -29,18 +29,13 @@ pub(super) fn parse(text: &str) -> Option<Duration> {
     while !rest.is_empty() {
         let number = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let (digits, tail) = rest.split_at(number);
-        let unit = tail
-            .find(|c: char| c.is_ascii_digit() || c == '.')
-            .unwrap_or(tail.len());
+        let unit = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
         let (name, tail) = tail.split_at(unit);
         let (_, nanos) = UNITS.iter().find(|(unit, _)| *unit == name)?;
         total = total.checked_add(scaled(digits, *nanos)?)?;
         rest = tail;
     }
-    u64::try_from(total)
-        .ok()
-        .filter(|nanos| *nanos <= i64::MAX as u64)
-        .map(Duration::from_nanos)
+    u64::try_from(total).ok().filter(|nanos| *nanos <= i64::MAX as u64).map(Duration::from_nanos)
 }
 
 /// `digits` (with at most one point) times `unit`, cut below one nanosecond.
@@ -69,14 +64,9 @@ pub(super) fn format(duration: Duration) -> String {
         return "0s".into();
     }
     let mut text = String::new();
-    for (name, unit) in [
-        ("h", UNITS[7].1),
-        ("m", UNITS[6].1),
-        ("s", UNITS[5].1),
-        ("ms", UNITS[4].1),
-        ("us", UNITS[1].1),
-        ("ns", 1),
-    ] {
+    for (name, unit) in
+        [("h", UNITS[7].1), ("m", UNITS[6].1), ("s", UNITS[5].1), ("ms", UNITS[4].1), ("us", UNITS[1].1), ("ns", 1)]
+    {
         if nanos >= unit {
             text.push_str(&format!("{}{name}", nanos / unit));
             nanos %= unit;
@@ -91,9 +81,7 @@ mod tests {
 
     #[test]
     fn durations_read_as_go_reads_them() {
-        let ok = |text: &str, nanos: u64| {
-            assert_eq!(parse(text), Some(Duration::from_nanos(nanos)), "{text}")
-        };
+        let ok = |text: &str, nanos: u64| assert_eq!(parse(text), Some(Duration::from_nanos(nanos)), "{text}");
         ok("0", 0);
         ok("0s", 0);
         ok("500ms", 500_000_000);

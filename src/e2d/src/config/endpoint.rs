@@ -32,9 +32,7 @@ impl Endpoint {
     pub(super) fn bind_address(&self) -> Option<SocketAddr> {
         match &self.host {
             Host::Ip(ip) => Some(SocketAddr::new(*ip, self.port)),
-            Host::Name(name) if name == "localhost" => {
-                Some(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.port))
-            }
+            Host::Name(name) if name == "localhost" => Some(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.port)),
             Host::Name(_) => None,
         }
     }
@@ -42,10 +40,7 @@ impl Endpoint {
 
 impl From<SocketAddr> for Endpoint {
     fn from(address: SocketAddr) -> Self {
-        Endpoint {
-            host: Host::Ip(address.ip()),
-            port: address.port(),
-        }
+        Endpoint { host: Host::Ip(address.ip()), port: address.port() }
     }
 }
 
@@ -77,19 +72,12 @@ pub(super) fn parse(text: &str, default_port: u16) -> Result<Endpoint, String> {
     }
     // An IPv6 address without brackets is unambiguous only when no port follows it.
     if let Ok(ip) = rest.parse::<Ipv6Addr>() {
-        return Ok(Endpoint {
-            host: Host::Ip(ip.into()),
-            port: default_port,
-        });
+        return Ok(Endpoint { host: Host::Ip(ip.into()), port: default_port });
     }
     let (host, port) = match rest.strip_prefix('[') {
         Some(bracketed) => {
-            let (inside, after) = bracketed
-                .split_once(']')
-                .ok_or("the bracket [ is never closed")?;
-            let ip: Ipv6Addr = inside
-                .parse()
-                .map_err(|_| format!("{inside:?} is not an IPv6 address"))?;
+            let (inside, after) = bracketed.split_once(']').ok_or("the bracket [ is never closed")?;
+            let ip: Ipv6Addr = inside.parse().map_err(|_| format!("{inside:?} is not an IPv6 address"))?;
             let port = match after {
                 "" => None,
                 after => Some(after.strip_prefix(':').ok_or("a port is written :2379")?),
@@ -110,9 +98,9 @@ pub(super) fn parse(text: &str, default_port: u16) -> Result<Endpoint, String> {
     let port = match port {
         None => default_port,
         // u16::from_str takes a leading plus.
-        Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => digits
-            .parse()
-            .map_err(|_| format!("the port {digits:?} is not in 0-65535"))?,
+        Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => {
+            digits.parse().map_err(|_| format!("the port {digits:?} is not in 0-65535"))?
+        }
         Some(port) => return Err(format!("the port {port:?} is not in 0-65535")),
     };
     Ok(Endpoint { host, port })
@@ -125,20 +113,14 @@ fn parse_host(host: &str) -> Result<Host, String> {
     let label = |label: &str| {
         !label.is_empty()
             && label.len() <= 63
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
     let name = host.strip_suffix('.').unwrap_or(host);
     if host.len() > 253 || !name.split('.').all(label) {
         return Err(format!("{host:?} is neither an address nor a host name"));
     }
     // No top-level domain is a number: 10.0.0.300 is a mistyped address, not a name.
-    if name
-        .rsplit('.')
-        .next()
-        .is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()))
-    {
+    if name.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit())) {
         return Err(format!("{host:?} is not an IPv4 address"));
     }
     Ok(Host::Name(host.to_ascii_lowercase()))
@@ -162,11 +144,7 @@ mod tests {
             ("localhost", "localhost:2379"),
             ("Node-A.example.com.:0", "node-a.example.com.:0"),
         ] {
-            assert_eq!(
-                parse(text, 2379).map(|e| e.to_string()).as_deref(),
-                Ok(want),
-                "{text}"
-            );
+            assert_eq!(parse(text, 2379).map(|e| e.to_string()).as_deref(), Ok(want), "{text}");
         }
     }
 
@@ -174,14 +152,8 @@ mod tests {
     fn a_bad_address_says_why() {
         for (text, why) in [
             ("", "the host is missing"),
-            (
-                ":2379",
-                "the host is missing; every IPv4 address is 0.0.0.0",
-            ),
-            (
-                "https://a:1",
-                "TLS is not in this version: only http:// addresses are served",
-            ),
+            (":2379", "the host is missing; every IPv4 address is 0.0.0.0"),
+            ("https://a:1", "TLS is not in this version: only http:// addresses are served"),
             ("unix://a", "unix sockets are not in this version"),
             ("ftp://a", "the scheme \"ftp\" is unknown"),
             ("http://a:1/x", "\"/x\" after the port is not allowed"),
@@ -194,10 +166,7 @@ mod tests {
             ("[::1", "the bracket [ is never closed"),
             ("[::g]:1", "\"::g\" is not an IPv6 address"),
             ("[::1]1", "a port is written :2379"),
-            (
-                "fe80::1%eth0",
-                "an IPv6 address with a port is written [::1]:2379",
-            ),
+            ("fe80::1%eth0", "an IPv6 address with a port is written [::1]:2379"),
         ] {
             assert_eq!(parse(text, 2379), Err(why.to_string()), "{text}");
         }

@@ -42,21 +42,10 @@ impl Layer {
 
     /// Notes a value. Two names of one setting in one origin contradict each other, even with equal values: whoever
     /// changes one of them later would be surprised.
-    pub(super) fn set(
-        &mut self,
-        id: Id,
-        text: String,
-        source: Source,
-        problems: &mut Vec<Problem>,
-    ) {
+    pub(super) fn set(&mut self, id: Id, text: String, source: Source, problems: &mut Vec<Problem>) {
         if let Some(first) = self.values.get(&id) {
-            problems.push(Problem::new(
-                &source,
-                format!(
-                    "says again what {} says, expected one of them",
-                    first.source
-                ),
-            ));
+            problems
+                .push(Problem::new(&source, format!("says again what {} says, expected one of them", first.source)));
             return;
         }
         self.values.insert(id, Written { text, source });
@@ -75,12 +64,7 @@ pub struct Fragments {
 impl Fragments {
     /// Nothing written.
     pub fn new(mode: Mode) -> Self {
-        Fragments {
-            mode,
-            layers: Vec::new(),
-            problems: Vec::new(),
-            notices: Vec::new(),
-        }
+        Fragments { mode, layers: Vec::new(), problems: Vec::new(), notices: Vec::new() }
     }
 
     /// Everything that `e2d run` looks at: files, over them the environment, over it `flags` as (name without
@@ -88,16 +72,9 @@ impl Fragments {
     ///
     /// With `config`, or `E2D_CONFIG` in its absence, that file and its drop-ins in `FILE.d` are read and `roots` are
     /// not.
-    pub fn read(
-        process: &Process,
-        roots: &[PathBuf],
-        config: Option<&Path>,
-        flags: &[(String, OsString)],
-    ) -> Self {
+    pub fn read(process: &Process, roots: &[PathBuf], config: Option<&Path>, flags: &[(String, OsString)]) -> Self {
         let mut all = Fragments::new(Mode::Run);
-        let named = config
-            .map(Path::to_path_buf)
-            .or_else(|| process.var(CONFIG_ENV).map(PathBuf::from));
+        let named = config.map(Path::to_path_buf).or_else(|| process.var(CONFIG_ENV).map(PathBuf::from));
         match named {
             Some(file) => all.named_file(&file),
             None => all.standard_files(roots),
@@ -131,10 +108,7 @@ impl Fragments {
     fn standard_files(&mut self, roots: &[PathBuf]) {
         let mains: Vec<PathBuf> = roots.iter().map(|root| root.join("e2d.toml")).collect();
         // A file that cannot be looked at is not a file that does not exist.
-        if let Some(main) = mains
-            .iter()
-            .find(|main| !matches!(main.try_exists(), Ok(false)))
-        {
+        if let Some(main) = mains.iter().find(|main| !matches!(main.try_exists(), Ok(false))) {
             self.toml_file(main);
         }
         let dirs: Vec<PathBuf> = roots.iter().map(|root| root.join("e2d.toml.d")).collect();
@@ -148,10 +122,7 @@ impl Fragments {
                 Ok(entries) => entries,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => {
-                    self.problems.push(Problem::new(
-                        dir.display(),
-                        format!("cannot be listed: {e}"),
-                    ));
+                    self.problems.push(Problem::new(dir.display(), format!("cannot be listed: {e}")));
                     continue;
                 }
             };
@@ -161,10 +132,7 @@ impl Fragments {
                         files.entry(entry.file_name()).or_insert(entry.path());
                     }
                     Ok(_) => {}
-                    Err(e) => self.problems.push(Problem::new(
-                        dir.display(),
-                        format!("cannot be listed: {e}"),
-                    )),
+                    Err(e) => self.problems.push(Problem::new(dir.display(), format!("cannot be listed: {e}"))),
                 }
             }
         }
@@ -199,11 +167,7 @@ impl Fragments {
             }
             return;
         }
-        let sections: BTreeSet<&str> = SETTINGS
-            .iter()
-            .filter(|s| !s.name.is_empty())
-            .map(|s| s.section)
-            .collect();
+        let sections: BTreeSet<&str> = SETTINGS.iter().filter(|s| !s.name.is_empty()).map(|s| s.section).collect();
         let mut layer = Layer::default();
         // Tables come sorted by name; problems are reported by line.
         let mut found = Vec::new();
@@ -217,10 +181,7 @@ impl Fragments {
                     }
                     None => did_you_mean(name, sections.iter().copied()),
                 };
-                found.push((
-                    section.span().start,
-                    Problem::new(at, format!("there is no section {name:?}{hint}")),
-                ));
+                found.push((section.span().start, Problem::new(at, format!("there is no section {name:?}{hint}"))));
                 continue;
             };
             let DeValue::Table(keys) = value.get_ref() else {
@@ -233,14 +194,9 @@ impl Fragments {
             for (key, value) in keys {
                 let offset = key.span().start;
                 let key = key.get_ref().as_ref();
-                let source = Source::File {
-                    path: path.to_path_buf(),
-                    line: line(offset),
-                    key: format!("{name}.{key}"),
-                };
-                let row = SETTINGS
-                    .iter()
-                    .find(|s| s.section == *known && s.name == key);
+                let source =
+                    Source::File { path: path.to_path_buf(), line: line(offset), key: format!("{name}.{key}") };
+                let row = SETTINGS.iter().find(|s| s.section == *known && s.name == key);
                 let Some(row) = row else {
                     let message = unknown_key(key, known);
                     found.push((offset, Problem::new(source, message)));
@@ -253,8 +209,7 @@ impl Fragments {
             }
         }
         found.sort_by_key(|(offset, _)| *offset);
-        self.problems
-            .extend(found.into_iter().map(|(_, problem)| problem));
+        self.problems.extend(found.into_iter().map(|(_, problem)| problem));
         self.layers.push(layer);
     }
 
@@ -277,9 +232,7 @@ impl Fragments {
                     Some(text) => {
                         layer.set(row.id, text.to_string(), source, &mut self.problems);
                     }
-                    None => self
-                        .problems
-                        .push(Problem::new(source, "expected UTF-8 text")),
+                    None => self.problems.push(Problem::new(source, "expected UTF-8 text")),
                 }
             } else if is_kubernetes_link(&name) {
                 self.notices.push(format!(
@@ -298,23 +251,18 @@ impl Fragments {
         for (flag, value) in flags {
             let source = Source::Flag(format!("--{flag}"));
             if let Some(absent) = ABSENT.iter().find(|absent| absent.name == flag) {
-                self.problems
-                    .push(Problem::new(source, format!("is refused: {}", absent.why)));
+                self.problems.push(Problem::new(source, format!("is refused: {}", absent.why)));
                 continue;
             }
-            let row = SETTINGS.iter().find(|s| {
-                s.run_flags().any(|known| known == flag) || s.id == Id::LogLevel && flag == VERBOSE
-            });
+            let row = SETTINGS
+                .iter()
+                .find(|s| s.run_flags().any(|known| known == flag) || s.id == Id::LogLevel && flag == VERBOSE);
             match (row, value.to_str()) {
                 (Some(row), Some(text)) => {
                     layer.set(row.id, text.to_string(), source, &mut self.problems);
                 }
-                (Some(_), None) => self
-                    .problems
-                    .push(Problem::new(source, "expected UTF-8 text")),
-                (None, _) => self
-                    .problems
-                    .push(Problem::new(source, "there is no such flag")),
+                (Some(_), None) => self.problems.push(Problem::new(source, "expected UTF-8 text")),
+                (None, _) => self.problems.push(Problem::new(source, "there is no such flag")),
             }
         }
         self.layers.push(layer);
@@ -323,8 +271,7 @@ impl Fragments {
 
 /// The text of a file, or why there is none. Every configuration file goes through here.
 pub(super) fn read_text(path: &Path) -> Result<String, Problem> {
-    let bytes = std::fs::read(path)
-        .map_err(|e| Problem::new(path.display(), format!("cannot be read: {e}")))?;
+    let bytes = std::fs::read(path).map_err(|e| Problem::new(path.display(), format!("cannot be read: {e}")))?;
     String::from_utf8(bytes).map_err(|e| {
         let before = &e.as_bytes()[..e.utf8_error().valid_up_to()];
         let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
@@ -341,13 +288,8 @@ fn unknown_key(key: &str, section: &str) -> String {
     if let Some(absent) = ABSENT.iter().find(|absent| absent.name == key) {
         return format!("is refused: {}", absent.why);
     }
-    let here = SETTINGS
-        .iter()
-        .filter(|s| s.section == section && !s.name.is_empty());
-    let hint = match SETTINGS
-        .iter()
-        .find(|s| !s.name.is_empty() && (s.name == key || s.etcd == key))
-    {
+    let here = SETTINGS.iter().filter(|s| s.section == section && !s.name.is_empty());
+    let hint = match SETTINGS.iter().find(|s| !s.name.is_empty() && (s.name == key || s.etcd == key)) {
         Some(setting) => format!(", did you mean {} in [{}]?", setting.name, setting.section),
         None => did_you_mean(key, here.map(|s| s.name)),
     };
@@ -355,17 +297,11 @@ fn unknown_key(key: &str, section: &str) -> String {
 }
 
 fn unknown_variable(name: &str) -> String {
-    let flag = name
-        .trim_start_matches("E2D_")
-        .replace('_', "-")
-        .to_ascii_lowercase();
+    let flag = name.trim_start_matches("E2D_").replace('_', "-").to_ascii_lowercase();
     if let Some(absent) = ABSENT.iter().find(|absent| absent.name == flag) {
         return format!("is refused: {}", absent.why);
     }
-    let alias = SETTINGS
-        .iter()
-        .find(|s| s.etcd == flag)
-        .and_then(Setting::env);
+    let alias = SETTINGS.iter().find(|s| s.etcd == flag).and_then(Setting::env);
     let hint = match alias {
         Some(env) => format!(", did you mean {env}?"),
         None => {
@@ -385,9 +321,7 @@ fn is_kubernetes_link(name: &str) -> bool {
         digits.len() < rest.len() && (digits.starts_with("_TCP") || digits.starts_with("_UDP"))
     };
     ends || name.contains("_SERVICE_PORT")
-        || name
-            .match_indices("_PORT_")
-            .any(|(at, text)| port(&name[at + text.len()..]))
+        || name.match_indices("_PORT_").any(|(at, text)| port(&name[at + text.len()..]))
 }
 
 /// The value of a TOML key as the text that a flag would have.

@@ -251,10 +251,7 @@ impl LogFilter {
                 Some((part.to_string(), level(of)?))
             })
             .collect::<Option<Vec<_>>>()?;
-        Some(LogFilter {
-            level: first,
-            parts,
-        })
+        Some(LogFilter { level: first, parts })
     }
 }
 

@@ -18,10 +18,7 @@ pub struct Process {
 impl Process {
     /// Reads the running process.
     pub fn capture() -> Self {
-        Process {
-            argv: std::env::args_os().collect(),
-            env: std::env::vars_os().collect(),
-        }
+        Process { argv: std::env::args_os().collect(), env: std::env::vars_os().collect() }
     }
 
     /// The variable's value. Empty counts as not set, as everywhere in the configuration.
@@ -64,13 +61,8 @@ impl Machine {
     pub fn inspect(process: &Process) -> Self {
         let text = |name| process.var(name).and_then(|value| value.to_str());
         // More than one directory is joined by colons; the first is the main one.
-        let state_directory = text("STATE_DIRECTORY")
-            .and_then(|dirs| dirs.split(':').next())
-            .map(PathBuf::from);
-        let stderr = match (
-            is_journal(text("JOURNAL_STREAM")),
-            std::io::stderr().is_terminal(),
-        ) {
+        let state_directory = text("STATE_DIRECTORY").and_then(|dirs| dirs.split(':').next()).map(PathBuf::from);
+        let stderr = match (is_journal(text("JOURNAL_STREAM")), std::io::stderr().is_terminal()) {
             (true, _) => Standard::Journal,
             (false, true) => Standard::Terminal,
             (false, false) => Standard::Other,
@@ -80,10 +72,7 @@ impl Machine {
             false => Standard::Other,
         };
         Machine {
-            hostname: rustix::system::uname()
-                .nodename()
-                .to_string_lossy()
-                .into_owned(),
+            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             state_directory,
             address: outgoing_address(),
             stderr,
@@ -114,11 +103,7 @@ fn outgoing_address() -> Option<IpAddr> {
         let ip = socket.local_addr().ok()?.ip();
         (!ip.is_loopback() && !ip.is_unspecified()).then_some(ip)
     };
-    ask(
-        Ipv4Addr::UNSPECIFIED.into(),
-        Ipv4Addr::new(192, 0, 2, 1).into(),
-    )
-    .or_else(|| {
+    ask(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into()).or_else(|| {
         let v6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
         ask(Ipv6Addr::UNSPECIFIED.into(), v6.into())
     })

@@ -13,9 +13,8 @@ use super::settings::{Fallback, Id, Mode, SETTINGS, Setting, setting};
 use super::source::{Invalid, Problem, Source};
 use super::value::Value;
 use super::{
-    AutoCompaction, Cluster, Compaction, Config, InitialMember, InitialState, Keepalive, Limits,
-    Listen, Log, LogFilter, LogFormat, LogOutput, Metrics, MetricsLevel, Node, Raft, Storage,
-    duration,
+    AutoCompaction, Cluster, Compaction, Config, InitialMember, InitialState, Keepalive, Limits, Listen, Log,
+    LogFilter, LogFormat, LogOutput, Metrics, MetricsLevel, Node, Raft, Storage, duration,
 };
 
 /// The answer: what a node starts with.
@@ -68,17 +67,7 @@ impl Config {
             return Err(Invalid(r.problems));
         }
         Ok(Resolved {
-            config: Config {
-                node,
-                listen,
-                cluster,
-                storage,
-                raft,
-                compaction,
-                limits,
-                log,
-                metrics,
-            },
+            config: Config { node, listen, cluster, storage, raft, compaction, limits, log, metrics },
             effective: r.effective.into_values().collect(),
             notices: r.fragments.notices,
         })
@@ -124,9 +113,7 @@ impl Resolver<'_> {
         {
             let value = read(row, text);
             debug_assert!(value.is_ok(), "the default of {id:?} is not one: {value:?}");
-            winner = value
-                .ok()
-                .map(|value| (value, text.into(), Source::Default));
+            winner = value.ok().map(|value| (value, text.into(), Source::Default));
         }
         let (value, text, source) = winner?;
         self.note(id, text, source);
@@ -139,14 +126,7 @@ impl Resolver<'_> {
             Mode::Etcd => !SETTINGS[setting as usize].etcd.is_empty(),
         };
         if known {
-            self.effective.insert(
-                setting,
-                Effective {
-                    setting,
-                    text,
-                    source,
-                },
-            );
+            self.effective.insert(setting, Effective { setting, text, source });
         }
     }
 
@@ -260,10 +240,7 @@ impl Resolver<'_> {
                 if !ips.iter().any(IpAddr::is_loopback) {
                     ips.push(Ipv4Addr::LOCALHOST.into());
                 }
-                let addresses: Vec<SocketAddr> = ips
-                    .into_iter()
-                    .map(|ip| SocketAddr::new(ip, 2379))
-                    .collect();
+                let addresses: Vec<SocketAddr> = ips.into_iter().map(|ip| SocketAddr::new(ip, 2379)).collect();
                 self.derive(Id::ClientAddr, joined(&addresses));
                 addresses
             }
@@ -289,46 +266,25 @@ impl Resolver<'_> {
         }
     }
 
-    fn advertise(
-        &mut self,
-        id: Id,
-        listen: Id,
-        addresses: &[SocketAddr],
-        host: Option<IpAddr>,
-    ) -> Vec<Endpoint> {
+    fn advertise(&mut self, id: Id, listen: Id, addresses: &[SocketAddr], host: Option<IpAddr>) -> Vec<Endpoint> {
         if let Some(written) = self.endpoints(id) {
             // etcd takes them, and the world is full of containers that are started this way.
             let useless = |e: &&Endpoint| matches!(e.host, Host::Ip(ip) if ip.is_unspecified());
             if self.mode == Mode::Run
                 && let Some(useless) = written.iter().find(useless)
             {
-                self.refuse(
-                    id,
-                    format!("expected an address that others can connect to, found {useless}"),
-                );
+                self.refuse(id, format!("expected an address that others can connect to, found {useless}"));
             }
             return written;
         }
         if self.mode == Mode::Etcd {
             if id == Id::AdvertiseClient && self.is_written(listen) {
                 let place = setting(id).label(self.mode);
-                self.problems.push(Problem::new(
-                    place,
-                    format!(
-                        "is required when {} is set",
-                        setting(listen).label(self.mode)
-                    ),
-                ));
+                self.problems
+                    .push(Problem::new(place, format!("is required when {} is set", setting(listen).label(self.mode))));
             }
-            let port = if id == Id::AdvertiseClient {
-                2379
-            } else {
-                2380
-            };
-            let endpoint = Endpoint {
-                host: Host::Name("localhost".into()),
-                port,
-            };
+            let port = if id == Id::AdvertiseClient { 2379 } else { 2380 };
+            let endpoint = Endpoint { host: Host::Name("localhost".into()), port };
             self.derive(id, endpoint.url());
             return vec![endpoint];
         }
@@ -351,15 +307,8 @@ impl Resolver<'_> {
             Some(Value::Members(members)) => self.initial(node, listen, members),
             Some(other) => unreachable!("initial-cluster is declared as members but is {other:?}"),
             None => {
-                let alone = InitialMember {
-                    name: node.name.clone(),
-                    peer: listen.advertise_peer.clone(),
-                };
-                let text: Vec<String> = alone
-                    .peer
-                    .iter()
-                    .map(|e| format!("{}={}", alone.name, e.url()))
-                    .collect();
+                let alone = InitialMember { name: node.name.clone(), peer: listen.advertise_peer.clone() };
+                let text: Vec<String> = alone.peer.iter().map(|e| format!("{}={}", alone.name, e.url())).collect();
                 self.derive(Id::InitialCluster, text.join(","));
                 vec![alone]
             }
@@ -375,20 +324,12 @@ impl Resolver<'_> {
         }
     }
 
-    fn initial(
-        &mut self,
-        node: &Node,
-        listen: &Listen,
-        written: Vec<(String, Endpoint)>,
-    ) -> Vec<InitialMember> {
+    fn initial(&mut self, node: &Node, listen: &Listen, written: Vec<(String, Endpoint)>) -> Vec<InitialMember> {
         let mut members: Vec<InitialMember> = Vec::new();
         for (name, at) in written {
             match members.iter_mut().find(|member| member.name == name) {
                 Some(member) => member.peer.push(at),
-                None => members.push(InitialMember {
-                    name,
-                    peer: vec![at],
-                }),
+                None => members.push(InitialMember { name, peer: vec![at] }),
             }
         }
         if let [member] = members.as_slice() {
@@ -398,10 +339,7 @@ impl Resolver<'_> {
             if member.name != node.name {
                 self.refuse(
                     Id::InitialCluster,
-                    format!(
-                        "expected this node's name {:?} among the members, found {:?}",
-                        node.name, member.name
-                    ),
+                    format!("expected this node's name {:?} among the members, found {:?}", node.name, member.name),
                 );
             } else if !same(&member.peer, &listen.advertise_peer) {
                 self.refuse(
@@ -445,28 +383,20 @@ impl Resolver<'_> {
             dir
         });
         if data_dir == wal_dir {
-            self.refuse(
-                Id::WalDir,
-                format!("expected another directory than {}", data_dir.display()),
-            );
+            self.refuse(Id::WalDir, format!("expected another directory than {}", data_dir.display()));
         }
         let quota_bytes = match self.value(Id::Quota) {
             None => None,
             Some(Value::Quota(quota)) => quota,
             Some(other) => unreachable!("the quota is declared as such but is {other:?}"),
         };
-        Storage {
-            data_dir,
-            wal_dir,
-            quota_bytes,
-        }
+        Storage { data_dir, wal_dir, quota_bytes }
     }
 
     fn raft(&mut self) -> Raft {
         let heartbeat_interval = self.duration(Id::HeartbeatInterval);
         let election_timeout = self.duration(Id::ElectionTimeout);
-        let readable =
-            !self.bad.contains(&Id::HeartbeatInterval) && !self.bad.contains(&Id::ElectionTimeout);
+        let readable = !self.bad.contains(&Id::HeartbeatInterval) && !self.bad.contains(&Id::ElectionTimeout);
         if readable && election_timeout < heartbeat_interval * 5 {
             self.refuse(
                 Id::ElectionTimeout,
@@ -478,11 +408,7 @@ impl Resolver<'_> {
                 ),
             );
         }
-        Raft {
-            heartbeat_interval,
-            election_timeout,
-            snapshot_count: self.count(Id::SnapshotCount),
-        }
+        Raft { heartbeat_interval, election_timeout, snapshot_count: self.count(Id::SnapshotCount) }
     }
 
     fn compaction(&mut self) -> Compaction {
@@ -495,22 +421,17 @@ impl Resolver<'_> {
         let auto = match mode {
             "" => Some(AutoCompaction::Off),
             // Revisions are counted in 63 bits.
-            "revision" => number(&retention)
-                .filter(|count| *count <= i64::MAX as u64)
-                .map(AutoCompaction::Revision),
+            "revision" => number(&retention).filter(|count| *count <= i64::MAX as u64).map(AutoCompaction::Revision),
             _ => number(&retention)
                 .map(|hours| {
                     let seconds = hours.checked_mul(3600)?;
-                    (seconds <= i64::MAX as u64 / 1_000_000_000)
-                        .then(|| Duration::from_secs(seconds))
+                    (seconds <= i64::MAX as u64 / 1_000_000_000).then(|| Duration::from_secs(seconds))
                 })
                 .unwrap_or_else(|| duration::parse(&retention))
                 .map(AutoCompaction::Periodic),
         };
         let auto = match auto {
-            Some(AutoCompaction::Periodic(Duration::ZERO) | AutoCompaction::Revision(0)) => {
-                AutoCompaction::Off
-            }
+            Some(AutoCompaction::Periodic(Duration::ZERO) | AutoCompaction::Revision(0)) => AutoCompaction::Off,
             Some(auto) => auto,
             None => {
                 let shape = match mode {
@@ -535,17 +456,14 @@ impl Resolver<'_> {
     }
 
     fn limits(&mut self) -> Limits {
-        let keepalive = Keepalive {
-            interval: self.duration(Id::KeepaliveInterval),
-            timeout: self.duration(Id::KeepaliveTimeout),
-        };
+        let keepalive =
+            Keepalive { interval: self.duration(Id::KeepaliveInterval), timeout: self.duration(Id::KeepaliveTimeout) };
         let off = keepalive.interval.is_zero() || keepalive.timeout.is_zero();
         Limits {
             max_txn_ops: self.count(Id::MaxTxnOps),
             max_request_bytes: self.count(Id::MaxRequestBytes),
             // The table keeps it within 32 bits.
-            max_concurrent_streams: u32::try_from(self.count(Id::MaxConcurrentStreams))
-                .unwrap_or(u32::MAX),
+            max_concurrent_streams: u32::try_from(self.count(Id::MaxConcurrentStreams)).unwrap_or(u32::MAX),
             keepalive_min_time: self.duration(Id::KeepaliveMinTime),
             keepalive: (!off).then_some(keepalive),
             watch_progress_notify_interval: self.duration(Id::WatchProgressNotifyInterval),
@@ -554,10 +472,7 @@ impl Resolver<'_> {
 
     fn log(&mut self) -> Log {
         let filter = match self.value(Id::LogLevel) {
-            None => LogFilter {
-                level: tracing::Level::INFO,
-                parts: Vec::new(),
-            },
+            None => LogFilter { level: tracing::Level::INFO, parts: Vec::new() },
             Some(Value::Level(filter)) => filter,
             Some(other) => unreachable!("the log level is declared as such but is {other:?}"),
         };
@@ -577,9 +492,7 @@ impl Resolver<'_> {
             _ => self.machine.stderr,
         };
         let terminal = stream == Standard::Terminal;
-        let text = LogFormat::Text {
-            color: terminal && self.machine.color,
-        };
+        let text = LogFormat::Text { color: terminal && self.machine.color };
         Log {
             filter,
             format: match format {
@@ -602,10 +515,7 @@ impl Resolver<'_> {
     fn metrics(&mut self, listen: &Listen) -> Metrics {
         let addresses = self.addresses(Id::MetricsAddr).unwrap_or_default();
         self.distinct(Id::MetricsAddr, &addresses);
-        self.apart(
-            (Id::MetricsAddr, &addresses),
-            (Id::ClientAddr, &listen.client),
-        );
+        self.apart((Id::MetricsAddr, &addresses), (Id::ClientAddr, &listen.client));
         self.apart((Id::MetricsAddr, &addresses), (Id::PeerAddr, &listen.peer));
         Metrics {
             listen: addresses,
@@ -622,10 +532,7 @@ impl Resolver<'_> {
     fn distinct(&mut self, id: Id, addresses: &[SocketAddr]) {
         for (i, one) in addresses.iter().enumerate() {
             if let Some(other) = addresses[..i].iter().find(|other| collide(one, other)) {
-                self.refuse(
-                    id,
-                    format!("expected distinct addresses, found {other} and {one}"),
-                );
+                self.refuse(id, format!("expected distinct addresses, found {other} and {one}"));
                 return;
             }
         }
@@ -635,10 +542,7 @@ impl Resolver<'_> {
         for one in mine {
             if let Some(taken) = theirs.iter().find(|taken| collide(one, taken)) {
                 let place = self.place(other);
-                self.refuse(
-                    id,
-                    format!("expected an address of its own, found {one}, but {place} has {taken}"),
-                );
+                self.refuse(id, format!("expected an address of its own, found {one}, but {place} has {taken}"));
                 return;
             }
         }
@@ -662,11 +566,7 @@ fn collide(a: &SocketAddr, b: &SocketAddr) -> bool {
 
 /// What others are told when nobody says: the addresses that are listened on, except that "every address" becomes
 /// this machine's, and that loopback addresses are left out when there is another.
-fn advertised(
-    addresses: &[SocketAddr],
-    host: Option<IpAddr>,
-    outgoing: Option<IpAddr>,
-) -> Vec<Endpoint> {
+fn advertised(addresses: &[SocketAddr], host: Option<IpAddr>, outgoing: Option<IpAddr>) -> Vec<Endpoint> {
     let mut endpoints: Vec<SocketAddr> = Vec::new();
     for address in addresses {
         let fits = |ip: &IpAddr| ip.is_ipv4() == address.is_ipv4();
@@ -676,10 +576,7 @@ fn advertised(
         };
         let ip = match address.ip() {
             ip if !ip.is_unspecified() => ip,
-            _ => host
-                .filter(fits)
-                .or(outgoing.filter(fits))
-                .unwrap_or(loopback),
+            _ => host.filter(fits).or(outgoing.filter(fits)).unwrap_or(loopback),
         };
         let told = SocketAddr::new(ip, address.port());
         if !endpoints.contains(&told) {

@@ -61,17 +61,12 @@ impl Setting {
     /// The flags of `e2d run` without dashes, the main one first.
     pub fn run_flags(&self) -> impl Iterator<Item = &'static str> {
         let alias = (self.etcd != self.name && !self.name.is_empty()).then_some(self.etcd);
-        [Some(self.name), alias]
-            .into_iter()
-            .flatten()
-            .filter(|flag| !flag.is_empty())
+        [Some(self.name), alias].into_iter().flatten().filter(|flag| !flag.is_empty())
     }
 
     /// The flags of etcd's command line without dashes, the current one first.
     pub fn etcd_flags(&self) -> impl Iterator<Item = &'static str> {
-        std::iter::once(self.etcd)
-            .chain(self.etcd_old.iter().copied())
-            .filter(|flag| !flag.is_empty())
+        std::iter::once(self.etcd).chain(self.etcd_old.iter().copied()).filter(|flag| !flag.is_empty())
     }
 
     /// The name in messages about a value that nobody wrote.
@@ -124,12 +119,8 @@ macro_rules! settings {
 
 use Fallback::{Derived, Text};
 
-const ANY: Kind = Kind::Duration {
-    min: Duration::ZERO,
-};
-const POSITIVE: Kind = Kind::Duration {
-    min: Duration::from_millis(1),
-};
+const ANY: Kind = Kind::Duration { min: Duration::ZERO };
+const POSITIVE: Kind = Kind::Duration { min: Duration::from_millis(1) };
 
 settings! {
     Name: "node" {
@@ -336,140 +327,38 @@ const FORMING: &str = "clusters of more than one node are not in this version";
 
 /// Settings of `e2d run` that exist in the original or in etcd, and are refused with a reason.
 pub static ABSENT: &[Absent] = &[
-    Absent {
-        name: "unsafe-no-fsync",
-        why: "a write is never acknowledged before it is on disk",
-    },
-    Absent {
-        name: "ca-cert",
-        why: TLS,
-    },
-    Absent {
-        name: "ca-key",
-        why: TLS,
-    },
-    Absent {
-        name: "peer-cert",
-        why: TLS,
-    },
-    Absent {
-        name: "peer-key",
-        why: TLS,
-    },
-    Absent {
-        name: "server-cert",
-        why: TLS,
-    },
-    Absent {
-        name: "server-key",
-        why: TLS,
-    },
-    Absent {
-        name: "gossip-addr",
-        why: FORMING,
-    },
-    Absent {
-        name: "bootstrap-addrs",
-        why: FORMING,
-    },
-    Absent {
-        name: "peer-discovery",
-        why: FORMING,
-    },
-    Absent {
-        name: "health-check-interval",
-        why: FORMING,
-    },
-    Absent {
-        name: "health-check-timeout",
-        why: FORMING,
-    },
-    Absent {
-        name: "aws-access-key",
-        why: BACKUP,
-    },
-    Absent {
-        name: "aws-secret-key",
-        why: BACKUP,
-    },
-    Absent {
-        name: "aws-role-session-name",
-        why: BACKUP,
-    },
-    Absent {
-        name: "do-access-token",
-        why: FORMING,
-    },
-    Absent {
-        name: "do-spaces-key",
-        why: BACKUP,
-    },
-    Absent {
-        name: "do-spaces-secret",
-        why: BACKUP,
-    },
-    Absent {
-        name: "snapshot-backup-url",
-        why: BACKUP,
-    },
-    Absent {
-        name: "snapshot-interval",
-        why: BACKUP,
-    },
-    Absent {
-        name: "snapshot-compression",
-        why: BACKUP,
-    },
-    Absent {
-        name: "snapshot-encryption",
-        why: BACKUP,
-    },
-    Absent {
-        name: "cert-file",
-        why: TLS,
-    },
-    Absent {
-        name: "key-file",
-        why: TLS,
-    },
-    Absent {
-        name: "client-cert-auth",
-        why: TLS,
-    },
-    Absent {
-        name: "trusted-ca-file",
-        why: TLS,
-    },
-    Absent {
-        name: "auto-tls",
-        why: TLS,
-    },
-    Absent {
-        name: "peer-cert-file",
-        why: TLS,
-    },
-    Absent {
-        name: "peer-key-file",
-        why: TLS,
-    },
-    Absent {
-        name: "peer-client-cert-auth",
-        why: TLS,
-    },
-    Absent {
-        name: "peer-trusted-ca-file",
-        why: TLS,
-    },
-    Absent {
-        name: "peer-auto-tls",
-        why: TLS,
-    },
-    Absent {
-        name: "initial-cluster",
-        why: FORMING,
-    },
-    Absent {
-        name: "force-new-cluster",
-        why: FORMING,
-    },
+    Absent { name: "unsafe-no-fsync", why: "a write is never acknowledged before it is on disk" },
+    Absent { name: "ca-cert", why: TLS },
+    Absent { name: "ca-key", why: TLS },
+    Absent { name: "peer-cert", why: TLS },
+    Absent { name: "peer-key", why: TLS },
+    Absent { name: "server-cert", why: TLS },
+    Absent { name: "server-key", why: TLS },
+    Absent { name: "gossip-addr", why: FORMING },
+    Absent { name: "bootstrap-addrs", why: FORMING },
+    Absent { name: "peer-discovery", why: FORMING },
+    Absent { name: "health-check-interval", why: FORMING },
+    Absent { name: "health-check-timeout", why: FORMING },
+    Absent { name: "aws-access-key", why: BACKUP },
+    Absent { name: "aws-secret-key", why: BACKUP },
+    Absent { name: "aws-role-session-name", why: BACKUP },
+    Absent { name: "do-access-token", why: FORMING },
+    Absent { name: "do-spaces-key", why: BACKUP },
+    Absent { name: "do-spaces-secret", why: BACKUP },
+    Absent { name: "snapshot-backup-url", why: BACKUP },
+    Absent { name: "snapshot-interval", why: BACKUP },
+    Absent { name: "snapshot-compression", why: BACKUP },
+    Absent { name: "snapshot-encryption", why: BACKUP },
+    Absent { name: "cert-file", why: TLS },
+    Absent { name: "key-file", why: TLS },
+    Absent { name: "client-cert-auth", why: TLS },
+    Absent { name: "trusted-ca-file", why: TLS },
+    Absent { name: "auto-tls", why: TLS },
+    Absent { name: "peer-cert-file", why: TLS },
+    Absent { name: "peer-key-file", why: TLS },
+    Absent { name: "peer-client-cert-auth", why: TLS },
+    Absent { name: "peer-trusted-ca-file", why: TLS },
+    Absent { name: "peer-auto-tls", why: TLS },
+    Absent { name: "initial-cluster", why: FORMING },
+    Absent { name: "force-new-cluster", why: FORMING },
 ];

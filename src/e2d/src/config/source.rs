@@ -48,10 +48,7 @@ pub struct Problem {
 
 impl Problem {
     pub(super) fn new(place: impl fmt::Display, message: impl Into<String>) -> Self {
-        Problem {
-            place: place.to_string(),
-            message: message.into(),
-        }
+        Problem { place: place.to_string(), message: message.into() }
     }
 }
 
@@ -79,10 +76,7 @@ impl fmt::Display for Invalid {
 impl std::error::Error for Invalid {}
 
 /// The candidate that somebody who wrote `word` probably meant.
-pub(super) fn meant<'a>(
-    word: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub(super) fn meant<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Long words are compared by their beginnings: the distance is quadratic and the word comes from outside.
     let word: String = word.chars().take(64).collect();
     candidates
@@ -94,10 +88,7 @@ pub(super) fn meant<'a>(
 }
 
 /// "did you mean …?" as the end of a sentence, or nothing.
-pub(super) fn did_you_mean<'a>(
-    word: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> String {
+pub(super) fn did_you_mean<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
     match meant(word, candidates) {
         Some(candidate) => format!(", did you mean {candidate}?"),
         None => String::new(),

@@ -33,30 +33,15 @@ impl Told<'_> {
         let root = dir.path().join("etc");
         std::fs::create_dir(&root).unwrap();
         std::fs::write(root.join("e2d.toml"), self.toml).unwrap();
-        let process = Process {
-            argv: vec![],
-            env: self
-                .env
-                .iter()
-                .map(|(name, value)| (name.into(), value.into()))
-                .collect(),
-        };
-        let flags: Vec<(String, OsString)> = self
-            .flags
-            .iter()
-            .map(|(name, value)| (name.to_string(), value.into()))
-            .collect();
+        let process =
+            Process { argv: vec![], env: self.env.iter().map(|(name, value)| (name.into(), value.into())).collect() };
+        let flags: Vec<(String, OsString)> =
+            self.flags.iter().map(|(name, value)| (name.to_string(), value.into())).collect();
         let fragments = Fragments::read(&process, std::slice::from_ref(&root), None, &flags);
         Config::resolve(fragments, machine).map_err(|Invalid(problems)| {
             let strip = |text: String| text.replace(&format!("{}/", root.display()), "");
             Invalid(
-                problems
-                    .into_iter()
-                    .map(|p| Problem {
-                        place: strip(p.place),
-                        message: strip(p.message),
-                    })
-                    .collect(),
+                problems.into_iter().map(|p| Problem { place: strip(p.place), message: strip(p.message) }).collect(),
             )
         })
     }
@@ -74,24 +59,15 @@ impl Told<'_> {
 }
 
 fn flags<'a>(flags: &[(&'a str, &'a str)]) -> Told<'a> {
-    Told {
-        flags: flags.to_vec(),
-        ..Told::default()
-    }
+    Told { flags: flags.to_vec(), ..Told::default() }
 }
 
 fn env<'a>(env: &[(&'a str, &'a str)]) -> Told<'a> {
-    Told {
-        env: env.to_vec(),
-        ..Told::default()
-    }
+    Told { env: env.to_vec(), ..Told::default() }
 }
 
 fn toml(toml: &str) -> Told<'_> {
-    Told {
-        toml,
-        ..Told::default()
-    }
+    Told { toml, ..Told::default() }
 }
 
 /// A value for a setting, another one for each `n` where there are enough, and none of them the default.
@@ -130,10 +106,7 @@ fn every_row_of_the_table_is_sound() {
         assert!(!row.name.is_empty() || !row.etcd.is_empty(), "{row:?}");
         assert!(row.help.ends_with('.'), "{row:?}");
         if let Fallback::Text(text) = row.default {
-            assert!(
-                text.is_empty() || row.kind.parse(text).is_ok(),
-                "the default of {row:?}"
-            );
+            assert!(text.is_empty() || row.kind.parse(text).is_ok(), "the default of {row:?}");
         }
         names.extend(row.run_flags());
     }
@@ -160,22 +133,14 @@ fn every_setting_obeys_flag_over_environment_over_drop_ins_over_file_over_defaul
             };
             let text = format!("\n[{}]\n{} = {value}\n", row.section, row.name);
             std::fs::write(&file, text).unwrap();
-            Source::File {
-                path: file,
-                line: 3,
-                key: format!("{}.{}", row.section, row.name),
-            }
+            Source::File { path: file, line: 3, key: format!("{}.{}", row.section, row.name) }
         };
         let mut process = Process::default();
         let mut flags: Vec<(String, OsString)> = vec![];
         let check = |process: &Process, flags: &[(String, OsString)], n: usize, source: Source| {
             let fragments = Fragments::read(process, &roots, None, flags);
             let resolved = Config::resolve(fragments, &machine()).unwrap();
-            let one = resolved
-                .effective
-                .iter()
-                .find(|one| one.setting == row.id)
-                .unwrap();
+            let one = resolved.effective.iter().find(|one| one.setting == row.id).unwrap();
             assert_eq!(one.source, source, "{row:?}");
             assert_eq!(one.text, sample(row, n), "{row:?}");
         };
@@ -205,9 +170,7 @@ fn every_setting_obeys_flag_over_environment_over_drop_ins_over_file_over_defaul
         std::fs::write(etc.join("e2d.toml.d/40-note.txt"), "nonsense").unwrap();
 
         let name = row.env().unwrap();
-        process
-            .env
-            .push((name.clone().into(), sample(row, 6).into()));
+        process.env.push((name.clone().into(), sample(row, 6).into()));
         check(&process, &flags, 6, Source::Env(name));
         for flag in row.run_flags() {
             flags = vec![(flag.to_string(), sample(row, 7).into())];
@@ -246,11 +209,7 @@ fn a_named_file_replaces_the_standard_ones() {
     let mut process = Process::default();
     let name = |process: &Process, config: Option<&Path>| {
         let fragments = Fragments::read(process, std::slice::from_ref(&etc), config, &[]);
-        Config::resolve(fragments, &machine())
-            .unwrap()
-            .config
-            .node
-            .name
+        Config::resolve(fragments, &machine()).unwrap().config.node.name
     };
     assert_eq!(name(&process, None), "standard");
     assert_eq!(name(&process, Some(&own)), "own");
@@ -266,10 +225,7 @@ fn a_named_file_replaces_the_standard_ones() {
     };
     assert_eq!(
         problems[0].to_string(),
-        format!(
-            "{}: cannot be read: No such file or directory (os error 2)",
-            missing.display()
-        )
+        format!("{}: cannot be read: No such file or directory (os error 2)", missing.display())
     );
 }
 
@@ -280,9 +236,7 @@ fn the_defaults_are_those_of_etcd_and_reach_this_machine_only() {
     assert_eq!(
         config,
         Config {
-            node: Node {
-                name: "node-a".into()
-            },
+            node: Node { name: "node-a".into() },
             listen: Listen {
                 client: local(2379),
                 peer: local(2380),
@@ -291,10 +245,7 @@ fn the_defaults_are_those_of_etcd_and_reach_this_machine_only() {
             },
             cluster: Cluster {
                 size: 1,
-                initial: vec![InitialMember {
-                    name: "node-a".into(),
-                    peer: vec![local(2380)[0].into()],
-                }],
+                initial: vec![InitialMember { name: "node-a".into(), peer: vec![local(2380)[0].into()] }],
                 initial_state: InitialState::New,
                 token: "etcd-cluster".into(),
             },
@@ -318,10 +269,7 @@ fn the_defaults_are_those_of_etcd_and_reach_this_machine_only() {
                 max_request_bytes: 1_572_864,
                 max_concurrent_streams: u32::MAX,
                 keepalive_min_time: Duration::from_secs(5),
-                keepalive: Some(Keepalive {
-                    interval: Duration::from_secs(7200),
-                    timeout: Duration::from_secs(20),
-                }),
+                keepalive: Some(Keepalive { interval: Duration::from_secs(7200), timeout: Duration::from_secs(20) }),
                 watch_progress_notify_interval: Duration::from_secs(600),
             },
             log: Log {
@@ -331,35 +279,23 @@ fn the_defaults_are_those_of_etcd_and_reach_this_machine_only() {
                 warning_apply_duration: Duration::from_millis(100),
                 warning_unary_request_duration: Duration::from_millis(300),
             },
-            metrics: Metrics {
-                listen: vec![],
-                level: MetricsLevel::Basic,
-            },
+            metrics: Metrics { listen: vec![], level: MetricsLevel::Basic },
         }
     );
 }
 
 #[test]
 fn a_service_keeps_its_data_where_systemd_says() {
-    let service = Machine {
-        state_directory: Some("/var/lib/e2d".into()),
-        ..machine()
-    };
+    let service = Machine { state_directory: Some("/var/lib/e2d".into()), ..machine() };
     let storage = |told: Told<'_>| told.resolve_on(&service).unwrap().config.storage;
     assert_eq!(storage(Told::default()).data_dir, Path::new("/var/lib/e2d"));
     let told = storage(flags(&[("data-dir", "/data"), ("wal-dir", "/fast")]));
-    assert_eq!(
-        (told.data_dir, told.wal_dir),
-        ("/data".into(), "/fast".into())
-    );
+    assert_eq!((told.data_dir, told.wal_dir), ("/data".into(), "/fast".into()));
 }
 
 #[test]
 fn a_host_name_that_is_no_member_name_is_not_taken() {
-    let nameless = Machine {
-        hostname: String::new(),
-        ..machine()
-    };
+    let nameless = Machine { hostname: String::new(), ..machine() };
     let config = Told::default().resolve_on(&nameless).unwrap().config;
     assert_eq!(config.node.name, "default");
 }
@@ -379,63 +315,27 @@ fn addresses_follow_the_host_and_are_told_as_others_reach_them() {
     let t = |told: &[(&str, &str)], want: [&str; 4]| assert_eq!(addresses(told), want, "{told:?}");
     t(
         &[("host", "10.0.0.1")],
-        [
-            "10.0.0.1:2379 127.0.0.1:2379",
-            "http://10.0.0.1:2379",
-            "10.0.0.1:2380",
-            "http://10.0.0.1:2380",
-        ],
+        ["10.0.0.1:2379 127.0.0.1:2379", "http://10.0.0.1:2379", "10.0.0.1:2380", "http://10.0.0.1:2380"],
     );
     t(
         &[("host", "fd00::1")],
-        [
-            "[fd00::1]:2379 127.0.0.1:2379",
-            "http://[fd00::1]:2379",
-            "[fd00::1]:2380",
-            "http://[fd00::1]:2380",
-        ],
+        ["[fd00::1]:2379 127.0.0.1:2379", "http://[fd00::1]:2379", "[fd00::1]:2380", "http://[fd00::1]:2380"],
     );
     t(
         &[("client-addr", "0.0.0.0"), ("peer-addr", "0.0.0.0:1")],
-        [
-            "0.0.0.0:2379",
-            "http://10.1.2.3:2379",
-            "0.0.0.0:1",
-            "http://10.1.2.3:1",
-        ],
+        ["0.0.0.0:2379", "http://10.1.2.3:2379", "0.0.0.0:1", "http://10.1.2.3:1"],
     );
     t(
         &[("client-addr", "0.0.0.0:0"), ("host", "10.0.0.1")],
-        [
-            "0.0.0.0:0",
-            "http://10.0.0.1:0",
-            "10.0.0.1:2380",
-            "http://10.0.0.1:2380",
-        ],
+        ["0.0.0.0:0", "http://10.0.0.1:0", "10.0.0.1:2380", "http://10.0.0.1:2380"],
     );
     t(
-        &[
-            ("client-addr", "[::]:7, 127.0.0.1:8"),
-            ("peer-addr", "localhost"),
-        ],
-        [
-            "[::]:7 127.0.0.1:8",
-            "http://[::1]:7 http://127.0.0.1:8",
-            "127.0.0.1:2380",
-            "http://127.0.0.1:2380",
-        ],
+        &[("client-addr", "[::]:7, 127.0.0.1:8"), ("peer-addr", "localhost")],
+        ["[::]:7 127.0.0.1:8", "http://[::1]:7 http://127.0.0.1:8", "127.0.0.1:2380", "http://127.0.0.1:2380"],
     );
     t(
-        &[
-            ("listen-client-urls", "http://0.0.0.0:7"),
-            ("advertise-client-urls", "http://node-a.example.com"),
-        ],
-        [
-            "0.0.0.0:7",
-            "http://node-a.example.com:2379",
-            "127.0.0.1:2380",
-            "http://127.0.0.1:2380",
-        ],
+        &[("listen-client-urls", "http://0.0.0.0:7"), ("advertise-client-urls", "http://node-a.example.com")],
+        ["0.0.0.0:7", "http://node-a.example.com:2379", "127.0.0.1:2380", "http://127.0.0.1:2380"],
     );
 }
 
@@ -461,45 +361,28 @@ fn toml_takes_lists_numbers_and_strings() {
     assert_eq!(config.storage.quota_bytes, Some(8 << 30));
     assert_eq!(config.raft.heartbeat_interval, Duration::from_millis(100));
     assert_eq!(config.raft.election_timeout, Duration::from_millis(1500));
-    assert_eq!(
-        config.compaction.auto,
-        AutoCompaction::Periodic(Duration::from_secs(5 * 3600))
-    );
+    assert_eq!(config.compaction.auto, AutoCompaction::Periodic(Duration::from_secs(5 * 3600)));
     assert_eq!(config.metrics.listen, []);
 }
 
 #[test]
 fn compaction_reads_its_retention_by_its_mode() {
     let auto = |mode: &str, retention: &str| {
-        flags(&[
-            ("auto-compaction-mode", mode),
-            ("auto-compaction-retention", retention),
-        ])
-        .config()
-        .compaction
-        .auto
+        flags(&[("auto-compaction-mode", mode), ("auto-compaction-retention", retention)]).config().compaction.auto
     };
     let hours = |hours: u64| AutoCompaction::Periodic(Duration::from_secs(hours * 3600));
     assert_eq!(auto("periodic", "0"), AutoCompaction::Off);
     assert_eq!(auto("periodic", "0s"), AutoCompaction::Off);
     assert_eq!(auto("periodic", "8"), hours(8));
     assert_eq!(auto("periodic", "1h"), hours(1));
-    assert_eq!(
-        auto("periodic", "5m"),
-        AutoCompaction::Periodic(Duration::from_secs(300))
-    );
+    assert_eq!(auto("periodic", "5m"), AutoCompaction::Periodic(Duration::from_secs(300)));
     assert_eq!(auto("revision", "0"), AutoCompaction::Off);
     assert_eq!(auto("revision", "20000"), AutoCompaction::Revision(20_000));
 }
 
 #[test]
 fn quotas_and_keepalives_can_be_off() {
-    let quota = |text| {
-        flags(&[("quota-backend-bytes", text)])
-            .config()
-            .storage
-            .quota_bytes
-    };
+    let quota = |text| flags(&[("quota-backend-bytes", text)]).config().storage.quota_bytes;
     assert_eq!(quota("0"), Some(2 << 30));
     assert_eq!(quota("-1"), None);
     assert_eq!(quota("8 GiB"), Some(8 << 30));
@@ -512,10 +395,7 @@ fn quotas_and_keepalives_can_be_off() {
 #[test]
 fn the_log_goes_where_it_is_read() {
     let form = |stderr, told: &[(&str, &str)]| {
-        let machine = Machine {
-            stderr,
-            ..machine()
-        };
+        let machine = Machine { stderr, ..machine() };
         let log = flags(told).resolve_on(&machine).unwrap().config.log;
         (log.format, log.output)
     };
@@ -525,67 +405,29 @@ fn the_log_goes_where_it_is_read() {
         (Standard::Journal, &[][..], (LogFormat::Journald, Stderr)),
         (Standard::Terminal, &[], (text(true), Stderr)),
         (Standard::Other, &[], (LogFormat::Json, Stderr)),
-        (
-            Standard::Other,
-            &[("log-format", "console")],
-            (text(false), Stderr),
-        ),
-        (
-            Standard::Journal,
-            &[("log-format", "text")],
-            (text(false), Stderr),
-        ),
-        (
-            Standard::Journal,
-            &[("log-output", "stderr")],
-            (LogFormat::Json, Stderr),
-        ),
-        (
-            Standard::Terminal,
-            &[("log-output", "stdout")],
-            (LogFormat::Json, Stdout),
-        ),
-        (
-            Standard::Other,
-            &[("log-format", "journald")],
-            (LogFormat::Journald, Stderr),
-        ),
+        (Standard::Other, &[("log-format", "console")], (text(false), Stderr)),
+        (Standard::Journal, &[("log-format", "text")], (text(false), Stderr)),
+        (Standard::Journal, &[("log-output", "stderr")], (LogFormat::Json, Stderr)),
+        (Standard::Terminal, &[("log-output", "stdout")], (LogFormat::Json, Stdout)),
+        (Standard::Other, &[("log-format", "journald")], (LogFormat::Journald, Stderr)),
     ] {
         assert_eq!(form(stderr, told), want, "{stderr:?} {told:?}");
     }
     let level = |told: &[(&str, &str)]| flags(told).config().log.filter.to_string();
     assert_eq!(level(&[("verbose", "debug")]), "debug");
     assert_eq!(level(&[("log-level", "fatal")]), "error");
-    assert_eq!(
-        level(&[("log-level", "warn,e2d::store=trace")]),
-        "warn,e2d::store=trace"
-    );
+    assert_eq!(level(&[("log-level", "warn,e2d::store=trace")]), "warn,e2d::store=trace");
 }
 
 #[test]
 fn each_mistake_is_named_with_its_place() {
     let f = |name: &str, value: &str, want: &str| {
-        assert_eq!(
-            flags(&[(name, value)]).problems(),
-            [format!("flag --{name}: {want}")],
-        );
+        assert_eq!(flags(&[(name, value)]).problems(), [format!("flag --{name}: {want}")],);
     };
-    f(
-        "name",
-        "a b",
-        "expected a name of 1-255 bytes without spaces, commas and equals signs, found \"a b\"",
-    );
+    f("name", "a b", "expected a name of 1-255 bytes without spaces, commas and equals signs, found \"a b\"");
     f("data-dir", "", "expected a path, found \"\"");
-    f(
-        "wal-dir",
-        "e2d-data",
-        "expected another directory than e2d-data",
-    );
-    f(
-        "host",
-        "0.0.0.0",
-        "expected an IP address of this machine such as 10.0.0.1 or fd00::1, found \"0.0.0.0\"",
-    );
+    f("wal-dir", "e2d-data", "expected another directory than e2d-data");
+    f("host", "0.0.0.0", "expected an IP address of this machine such as 10.0.0.1 or fd00::1, found \"0.0.0.0\"");
     f(
         "client-addr",
         "10.0.0.1,10.0.0.300",
@@ -602,11 +444,7 @@ fn each_mistake_is_named_with_its_place() {
         "expected an address such as 10.0.0.1:2379, found \"https://10.0.0.1:2379\": TLS is not in this \
          version: only http:// addresses are served",
     );
-    f(
-        "client-addr",
-        "0.0.0.0:1,127.0.0.1:1",
-        "expected distinct addresses, found 0.0.0.0:1 and 127.0.0.1:1",
-    );
+    f("client-addr", "0.0.0.0:1,127.0.0.1:1", "expected distinct addresses, found 0.0.0.0:1 and 127.0.0.1:1");
     f(
         "peer-addr",
         "0.0.0.0:2379",
@@ -622,17 +460,9 @@ fn each_mistake_is_named_with_its_place() {
         "http://0.0.0.0:2379",
         "expected an address that others can connect to, found 0.0.0.0:2379",
     );
-    f(
-        "required-cluster-size",
-        "3",
-        "expected 1, found 3: clusters of more than one node are not in this version",
-    );
+    f("required-cluster-size", "3", "expected 1, found 3: clusters of more than one node are not in this version");
     f("required-cluster-size", "4", "expected 1, 3 or 5, found 4");
-    f(
-        "required-cluster-size",
-        "three",
-        "expected a whole number from 1 to 5, found \"three\"",
-    );
+    f("required-cluster-size", "three", "expected a whole number from 1 to 5, found \"three\"");
     f(
         "quota-backend-bytes",
         "2 gigs",
@@ -643,37 +473,17 @@ fn each_mistake_is_named_with_its_place() {
         "99999999999999999999",
         "expected a size from 1 to 2146435071 bytes such as 1572864 or 2MiB, found \"99999999999999999999\"",
     );
-    f(
-        "heartbeat-interval",
-        "0",
-        "expected milliseconds from 1 to 50000 or a duration such as 500ms, found \"0\"",
-    );
-    f(
-        "election-timeout",
-        "51s",
-        "expected milliseconds from 1 to 50000 or a duration such as 500ms, found \"51s\"",
-    );
+    f("heartbeat-interval", "0", "expected milliseconds from 1 to 50000 or a duration such as 500ms, found \"0\"");
+    f("election-timeout", "51s", "expected milliseconds from 1 to 50000 or a duration such as 500ms, found \"51s\"");
     f(
         "election-timeout",
         "499",
         "expected at least five times the heartbeat interval, which is 100ms by --heartbeat-interval (default), \
          found 499ms",
     );
-    f(
-        "grpc-keepalive-min-time",
-        "5",
-        "expected a duration such as 500ms, 1m30s or 1h, found \"5\"",
-    );
-    f(
-        "watch-progress-notify-interval",
-        "10us",
-        "expected a duration of at least 1ms, found \"10us\"",
-    );
-    f(
-        "auto-compaction-mode",
-        "hourly",
-        "expected one of periodic, revision, found \"hourly\"",
-    );
+    f("grpc-keepalive-min-time", "5", "expected a duration such as 500ms, 1m30s or 1h, found \"5\"");
+    f("watch-progress-notify-interval", "10us", "expected a duration of at least 1ms, found \"10us\"");
+    f("auto-compaction-mode", "hourly", "expected one of periodic, revision, found \"hourly\"");
     f(
         "auto-compaction-retention",
         "-1h",
@@ -686,16 +496,8 @@ fn each_mistake_is_named_with_its_place() {
         "expected error, warn, info, debug or trace, and optionally parts as in info,e2d::store=debug, found \
          \"loud\"",
     );
-    f(
-        "unsafe-no-fsync",
-        "true",
-        "is refused: a write is never acknowledged before it is on disk",
-    );
-    f(
-        "snapshot-backup-url",
-        "s3://bucket",
-        "is refused: snapshot backups are not in this version",
-    );
+    f("unsafe-no-fsync", "true", "is refused: a write is never acknowledged before it is on disk");
+    f("snapshot-backup-url", "s3://bucket", "is refused: snapshot backups are not in this version");
     f(
         "ca-cert",
         "x",
@@ -704,10 +506,7 @@ fn each_mistake_is_named_with_its_place() {
 
     let two = |told: &[(&str, &str)], want: &str| assert_eq!(flags(told).problems(), [want]);
     two(
-        &[
-            ("auto-compaction-mode", "revision"),
-            ("auto-compaction-retention", "1h"),
-        ],
+        &[("auto-compaction-mode", "revision"), ("auto-compaction-retention", "1h")],
         "flag --auto-compaction-retention: expected a number of revisions in mode revision, set by flag \
          --auto-compaction-mode, found \"1h\"",
     );
@@ -729,47 +528,24 @@ fn each_mistake_is_named_with_its_place() {
 #[test]
 fn each_mistake_in_the_environment_is_named() {
     let e = |name: &str, value: &str, want: &str| {
-        assert_eq!(
-            env(&[(name, value)]).problems(),
-            [format!("environment variable {name}: {want}")],
-        );
+        assert_eq!(env(&[(name, value)]).problems(), [format!("environment variable {name}: {want}")],);
     };
-    e(
-        "E2D_REQUIRED_CLUSTER_SIZE",
-        "abc",
-        "expected a whole number from 1 to 5, found \"abc\"",
-    );
-    e(
-        "E2D_DATADIR",
-        "x",
-        "there is no such setting, did you mean E2D_DATA_DIR?",
-    );
-    e(
-        "E2D_LISTEN_CLIENT_URLS",
-        "x",
-        "there is no such setting, did you mean E2D_CLIENT_ADDR?",
-    );
+    e("E2D_REQUIRED_CLUSTER_SIZE", "abc", "expected a whole number from 1 to 5, found \"abc\"");
+    e("E2D_DATADIR", "x", "there is no such setting, did you mean E2D_DATA_DIR?");
+    e("E2D_LISTEN_CLIENT_URLS", "x", "there is no such setting, did you mean E2D_CLIENT_ADDR?");
     e("E2D_NONSENSE_AT_ALL", "x", "there is no such setting");
     e(
         "E2D_CA_KEY",
         "x",
         "is refused: TLS is not in this version, and nothing is served in plain text that was asked to be encrypted",
     );
-    let broken = Process {
-        argv: vec![],
-        env: vec![(
-            "E2D_NAME".into(),
-            std::os::unix::ffi::OsStringExt::from_vec(vec![0xff]),
-        )],
-    };
+    let broken =
+        Process { argv: vec![], env: vec![("E2D_NAME".into(), std::os::unix::ffi::OsStringExt::from_vec(vec![0xff]))] };
     let fragments = Fragments::read(&broken, &[], None, &[]);
     let Err(Invalid(problems)) = Config::resolve(fragments, &machine()) else {
         panic!("nothing is wrong");
     };
-    assert_eq!(
-        problems[0].to_string(),
-        "environment variable E2D_NAME: expected UTF-8 text"
-    );
+    assert_eq!(problems[0].to_string(), "environment variable E2D_NAME: expected UTF-8 text");
 }
 
 #[test]
@@ -796,87 +572,51 @@ fn empty_variables_and_those_of_kubernetes_are_no_settings() {
 #[test]
 fn each_mistake_in_a_file_is_named_with_its_line() {
     let t = |text: &str, want: &[&str]| assert_eq!(toml(text).problems(), want, "{text}");
-    t(
-        "\n[node]\nnmae = \"a\"\n",
-        &["e2d.toml:3 node.nmae: there is no such setting, did you mean name?"],
-    );
-    t(
-        "[nod]\n",
-        &["e2d.toml:1: there is no section \"nod\", did you mean node?"],
-    );
-    t(
-        "data-dir = \"x\"\n",
-        &["e2d.toml:1: there is no section \"data-dir\", did you mean data-dir in [storage]?"],
-    );
-    t(
-        "node = 1\n",
-        &["e2d.toml:1: expected the section [node], found a value"],
-    );
+    t("\n[node]\nnmae = \"a\"\n", &["e2d.toml:3 node.nmae: there is no such setting, did you mean name?"]);
+    t("[nod]\n", &["e2d.toml:1: there is no section \"nod\", did you mean node?"]);
+    t("data-dir = \"x\"\n", &["e2d.toml:1: there is no section \"data-dir\", did you mean data-dir in [storage]?"]);
+    t("node = 1\n", &["e2d.toml:1: expected the section [node], found a value"]);
     t(
         "[node]\ndata-dir = \"x\"\n",
-        &[
-            "e2d.toml:2 node.data-dir: there is no such setting, did you mean data-dir in [storage]?",
-        ],
+        &["e2d.toml:2 node.data-dir: there is no such setting, did you mean data-dir in [storage]?"],
     );
     t(
         "[listen]\nlisten-client-urls = \"x\"\n",
-        &[
-            "e2d.toml:2 listen.listen-client-urls: there is no such setting, did you mean client-addr in [listen]?",
-        ],
+        &["e2d.toml:2 listen.listen-client-urls: there is no such setting, did you mean client-addr in [listen]?"],
     );
     t(
         "[storage]\nunsafe-no-fsync = true\n",
-        &[
-            "e2d.toml:2 storage.unsafe-no-fsync: is refused: a write is never acknowledged before it is on disk",
-        ],
+        &["e2d.toml:2 storage.unsafe-no-fsync: is refused: a write is never acknowledged before it is on disk"],
     );
-    t(
-        "[node]\nname = 5\n",
-        &["e2d.toml:2 node.name: expected a string, found the integer 5"],
-    );
+    t("[node]\nname = 5\n", &["e2d.toml:2 node.name: expected a string, found the integer 5"]);
     t(
         "[raft]\nsnapshot-count = \"5\"\n",
         &["e2d.toml:2 raft.snapshot-count: expected an integer, found the string \"5\""],
     );
     t(
         "[raft]\nheartbeat-interval = 0.5\n",
-        &[
-            "e2d.toml:2 raft.heartbeat-interval: expected a string or an integer, found the number 0.5",
-        ],
+        &["e2d.toml:2 raft.heartbeat-interval: expected a string or an integer, found the number 0.5"],
     );
     t(
         "[listen]\nclient-addr = [1]\n",
-        &[
-            "e2d.toml:2 listen.client-addr: expected a string or an array of strings, found an array with the \
-           integer 1",
-        ],
+        &["e2d.toml:2 listen.client-addr: expected a string or an array of strings, found an array with the \
+           integer 1"],
     );
     t(
         "[raft]\nsnapshot-count = -5\n",
-        &[
-            "e2d.toml:2 raft.snapshot-count: expected a whole number from 1 to 18446744073709551615, found \"-5\"",
-        ],
+        &["e2d.toml:2 raft.snapshot-count: expected a whole number from 1 to 18446744073709551615, found \"-5\""],
     );
-    t(
-        "[node]\nname = \"a\"\nname = \"b\"\n",
-        &["e2d.toml:3: is not valid TOML: duplicate key"],
-    );
+    t("[node]\nname = \"a\"\nname = \"b\"\n", &["e2d.toml:3: is not valid TOML: duplicate key"]);
     assert!(
         toml("[node\n").problems()[0].starts_with("e2d.toml:1: is not valid TOML: "),
         "{:?}",
         toml("[node\n").problems()
     );
     // A value that the environment overrides is read all the same.
-    let told = Told {
-        env: vec![("E2D_MAX_TXN_OPS", "5")],
-        toml: "[limits]\nmax-txn-ops = 0\n",
-        ..Told::default()
-    };
+    let told = Told { env: vec![("E2D_MAX_TXN_OPS", "5")], toml: "[limits]\nmax-txn-ops = 0\n", ..Told::default() };
     assert_eq!(
         told.problems(),
-        [
-            "e2d.toml:2 limits.max-txn-ops: expected a whole number from 1 to 18446744073709551615, found \"0\""
-        ]
+        ["e2d.toml:2 limits.max-txn-ops: expected a whole number from 1 to 18446744073709551615, found \"0\""]
     );
 }
 
@@ -906,52 +646,33 @@ fn all_mistakes_are_named_at_once() {
 fn what_holds_is_printed_as_a_file_that_says_the_same() {
     let told = Told {
         flags: vec![("name", "quote\"d")],
-        env: vec![
-            ("E2D_CLIENT_ADDR", "0.0.0.0,[::1]:7"),
-            ("E2D_QUOTA_BACKEND_BYTES", "-1"),
-        ],
+        env: vec![("E2D_CLIENT_ADDR", "0.0.0.0,[::1]:7"), ("E2D_QUOTA_BACKEND_BYTES", "-1")],
         toml: "[metrics]\nmetrics = \"extensive\"\n",
     };
     let resolved = told.resolve_on(&machine()).unwrap();
     let printed = effective_toml(&resolved.effective);
+    assert!(printed.contains("data-dir = \"e2d-data\" # derived\n"), "{printed}");
     assert!(
-        printed.contains("data-dir = \"e2d-data\" # derived\n"),
+        printed.contains("client-addr = \"0.0.0.0,[::1]:7\" # environment variable E2D_CLIENT_ADDR\n"),
         "{printed}"
     );
-    assert!(
-        printed
-            .contains("client-addr = \"0.0.0.0,[::1]:7\" # environment variable E2D_CLIENT_ADDR\n"),
-        "{printed}"
-    );
-    assert!(
-        printed.contains("e2d.toml:2 metrics.metrics\n"),
-        "{printed}"
-    );
+    assert!(printed.contains("e2d.toml:2 metrics.metrics\n"), "{printed}");
     assert_eq!(toml(&printed).config(), resolved.config);
     for row in of_run().filter(|row| row.id != Id::Host) {
-        assert!(
-            printed.contains(&format!("\n{} = ", row.name)),
-            "{} in {printed}",
-            row.name
-        );
+        assert!(printed.contains(&format!("\n{} = ", row.name)), "{} in {printed}", row.name);
     }
 }
 
 /// A checked-in file that is generated: equal to what would be generated, or rewritten with `UPDATE=1`.
 #[track_caller]
 pub(crate) fn is_current(name: &str, text: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../docs")
-        .join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(name);
     if std::env::var_os("UPDATE").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, text).unwrap();
     }
     let found = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        found == text,
-        "docs/{name} is not what would be generated; UPDATE=1 rewrites it"
-    );
+    assert!(found == text, "docs/{name} is not what would be generated; UPDATE=1 rewrites it");
 }
 
 #[test]

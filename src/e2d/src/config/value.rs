@@ -91,9 +91,7 @@ impl Kind {
             Kind::Name => {
                 let bad = |c: char| c == '=' || c == ',' || c.is_whitespace() || c.is_control();
                 if text.is_empty() || text.contains(bad) || text.len() > 255 {
-                    return Err(expected(
-                        &"a name of 1-255 bytes without spaces, commas and equals signs",
-                    ));
+                    return Err(expected(&"a name of 1-255 bytes without spaces, commas and equals signs"));
                 }
                 Ok(Value::Text(text.into()))
             }
@@ -116,29 +114,19 @@ impl Kind {
             Kind::Bytes { min, max } => bytes(text)
                 .filter(|n| (min..=max).contains(n))
                 .map(Value::Count)
-                .ok_or_else(|| {
-                    expected(&format!(
-                        "a size from {min} to {max} bytes such as 1572864 or 2MiB"
-                    ))
-                }),
+                .ok_or_else(|| expected(&format!("a size from {min} to {max} bytes such as 1572864 or 2MiB"))),
             Kind::Quota => match text.strip_prefix('-').map(whole) {
                 Some(Some(below)) if below > 0 => Ok(Value::Quota(None)),
                 _ => match bytes(text) {
                     Some(0) => Ok(Value::Quota(Some(DEFAULT_QUOTA))),
                     Some(size) => Ok(Value::Quota(Some(size))),
-                    None => Err(expected(
-                        &"a size such as 2147483648 or 2GiB, 0 for the default, or -1 for no limit",
-                    )),
+                    None => Err(expected(&"a size such as 2147483648 or 2GiB, 0 for the default, or -1 for no limit")),
                 },
             },
             Kind::Duration { min } => {
-                let found = duration::parse(text)
-                    .ok_or_else(|| expected(&"a duration such as 500ms, 1m30s or 1h"))?;
+                let found = duration::parse(text).ok_or_else(|| expected(&"a duration such as 500ms, 1m30s or 1h"))?;
                 if found < min {
-                    return Err(expected(&format!(
-                        "a duration of at least {}",
-                        duration::format(min)
-                    )));
+                    return Err(expected(&format!("a duration of at least {}", duration::format(min))));
                 }
                 Ok(Value::Duration(found))
             }
@@ -149,10 +137,7 @@ impl Kind {
                 .filter(|found| (Duration::from_millis(1)..=max).contains(found))
                 .map(Value::Duration)
                 .ok_or_else(|| {
-                    expected(&format!(
-                        "milliseconds from 1 to {} or a duration such as 500ms",
-                        max.as_millis()
-                    ))
+                    expected(&format!("milliseconds from 1 to {} or a duration such as 500ms", max.as_millis()))
                 }),
             Kind::Choice(words) => words
                 .iter()
@@ -160,9 +145,7 @@ impl Kind {
                 .map(|word| Value::Choice(word))
                 .ok_or_else(|| expected(&format!("one of {}", words.join(", ")))),
             Kind::Level => LogFilter::parse(text).map(Value::Level).ok_or_else(|| {
-                expected(
-                    &"error, warn, info, debug or trace, and optionally parts as in info,e2d::store=debug",
-                )
+                expected(&"error, warn, info, debug or trace, and optionally parts as in info,e2d::store=debug")
             }),
             Kind::Ip => text
                 .parse::<IpAddr>()
@@ -173,9 +156,9 @@ impl Kind {
             Kind::Listen { port } => {
                 let found = endpoints(text, port)?;
                 match found.iter().find(|e| e.bind_address().is_none()) {
-                    Some(name) => Err(expected(&format!(
-                        "an IP address or localhost to listen on instead of the name in {name}"
-                    ))),
+                    Some(name) => {
+                        Err(expected(&format!("an IP address or localhost to listen on instead of the name in {name}")))
+                    }
                     None => Ok(Value::Endpoints(found)),
                 }
             }
@@ -196,9 +179,7 @@ impl Kind {
             Kind::Count { min, max } => format!("number, {min}-{max}"),
             Kind::Bytes { .. } => "size".into(),
             Kind::Quota => "size".into(),
-            Kind::Duration {
-                min: Duration::ZERO,
-            } => "duration".into(),
+            Kind::Duration { min: Duration::ZERO } => "duration".into(),
             Kind::Duration { min } => format!("duration, at least {}", duration::format(min)),
             Kind::Millis { .. } => "milliseconds or duration".into(),
             Kind::Choice(words) => words.join(" \\| "),
@@ -233,22 +214,12 @@ impl Kind {
 
     /// Whether a TOML or YAML file may write the value as a list.
     pub(super) fn is_list(self) -> bool {
-        matches!(
-            self,
-            Kind::Listen { .. } | Kind::Advertise { .. } | Kind::Members
-        )
+        matches!(self, Kind::Listen { .. } | Kind::Advertise { .. } | Kind::Members)
     }
 
     /// Whether a TOML file may write the value as a bare integer.
     pub(super) fn is_number(self) -> bool {
-        matches!(
-            self,
-            Kind::Count { .. }
-                | Kind::Bytes { .. }
-                | Kind::Quota
-                | Kind::Millis { .. }
-                | Kind::Retention
-        )
+        matches!(self, Kind::Count { .. } | Kind::Bytes { .. } | Kind::Quota | Kind::Millis { .. } | Kind::Retention)
     }
 
     /// Whether a TOML file may write the value as a string.
@@ -267,9 +238,7 @@ fn whole(text: &str) -> Option<u64> {
 
 /// A decimal number of bytes with an optional unit, powers of 1024 with an i as in `KiB` and of 1000 without.
 fn bytes(text: &str) -> Option<u64> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let unit: u64 = match unit.trim_start_matches(' ').to_ascii_lowercase().as_str() {
         "" | "b" => 1,
@@ -289,9 +258,8 @@ fn bytes(text: &str) -> Option<u64> {
 fn endpoints(text: &str, port: u16) -> Result<Vec<Endpoint>, String> {
     text.split(',')
         .map(|one| {
-            endpoint::parse(one.trim(), port).map_err(|why| {
-                format!("expected an address such as 10.0.0.1:{port}, found {one:?}: {why}")
-            })
+            endpoint::parse(one.trim(), port)
+                .map_err(|why| format!("expected an address such as 10.0.0.1:{port}, found {one:?}: {why}"))
         })
         .collect()
 }
@@ -300,10 +268,7 @@ fn members(text: &str) -> Result<Vec<(String, Endpoint)>, String> {
     text.split(',')
         .map(|one| {
             let found = |why: &str| format!("expected name=http://host:2380, found {one:?}: {why}");
-            let (name, url) = one
-                .trim()
-                .split_once('=')
-                .ok_or_else(|| found("there is no equals sign"))?;
+            let (name, url) = one.trim().split_once('=').ok_or_else(|| found("there is no equals sign"))?;
             if name.is_empty() {
                 return Err(found("the name is empty"));
             }

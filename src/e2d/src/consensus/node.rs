@@ -238,7 +238,9 @@ impl Node {
         let leads = self.raft.raft.state == StateRole::Leader;
         for input in inputs.drain(..) {
             match input {
-                Input::Propose { id, only_in, .. } if !leads || only_in.is_some_and(|term| term.0 != self.raft.raft.term) => {
+                Input::Propose { id, only_in, .. }
+                    if !leads || only_in.is_some_and(|term| term.0 != self.raft.raft.term) =>
+                {
                     self.pending.refuse(id, Unavailable::NoLeader);
                 }
                 Input::Propose { data, id, .. } => {

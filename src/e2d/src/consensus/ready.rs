@@ -3,9 +3,9 @@
 use super::node::{Failed, Node};
 use crate::apply::Committed;
 use e2d_core::ids::{LogIndex, Term};
+use prost::Message as _;
 use raft::eraftpb::{ConfChange, ConfChangeV2, Entry, EntryType, Message};
 use raft::{LightReady, Ready};
-use prost::Message as _;
 
 impl Node {
     /// Performs one [`Ready`].
@@ -65,11 +65,13 @@ impl Node {
             let conf_state = match entry.entry_type() {
                 EntryType::EntryNormal => None,
                 EntryType::EntryConfChange => {
-                    let change = ConfChange::decode(&entry.data[..]).map_err(|error| Failed::log(entry.index, error))?;
+                    let change =
+                        ConfChange::decode(&entry.data[..]).map_err(|error| Failed::log(entry.index, error))?;
                     Some(self.change_configuration(&change)?)
                 }
                 EntryType::EntryConfChangeV2 => {
-                    let change = ConfChangeV2::decode(&entry.data[..]).map_err(|error| Failed::log(entry.index, error))?;
+                    let change =
+                        ConfChangeV2::decode(&entry.data[..]).map_err(|error| Failed::log(entry.index, error))?;
                     Some(self.change_configuration(&change)?)
                 }
             };

@@ -45,12 +45,7 @@ impl FaultyDisk {
     pub fn new(inner: Arc<dyn Disk>, fault: Option<(usize, Fault)>) -> FaultyDisk {
         FaultyDisk {
             inner,
-            plan: Arc::new(Mutex::new(Plan {
-                fault,
-                calls: Vec::new(),
-                fail_next_write: false,
-                failed_at: None,
-            })),
+            plan: Arc::new(Mutex::new(Plan { fault, calls: Vec::new(), fail_next_write: false, failed_at: None })),
         }
     }
 
@@ -69,11 +64,7 @@ impl FaultyDisk {
     pub fn changes_after_failure(&self) -> Vec<String> {
         let plan = self.plan();
         let after = plan.failed_at.unwrap_or(plan.calls.len());
-        plan.calls[after..]
-            .iter()
-            .filter(|(_, changes)| *changes)
-            .map(|(call, _)| call.clone())
-            .collect()
+        plan.calls[after..].iter().filter(|(_, changes)| *changes).map(|(call, _)| call.clone()).collect()
     }
 }
 
@@ -86,8 +77,7 @@ enum Verdict {
 impl Plan {
     fn call(&mut self, name: &str, path: &Path, changes: bool, write: bool) -> io::Result<Verdict> {
         let number = self.calls.len();
-        self.calls
-            .push((format!("{name} {}", path.display()), changes));
+        self.calls.push((format!("{name} {}", path.display()), changes));
         if write && std::mem::take(&mut self.fail_next_write) {
             self.failed_at = Some(self.calls.len());
             return Err(rustix::io::Errno::IO.into());
@@ -124,11 +114,7 @@ impl FaultyDisk {
     }
 
     fn wrap(&self, path: &Path, inner: Box<dyn DiskFile>) -> Box<dyn DiskFile> {
-        Box::new(FaultyFile {
-            inner,
-            path: path.to_owned(),
-            disk: self.clone(),
-        })
+        Box::new(FaultyFile { inner, path: path.to_owned(), disk: self.clone() })
     }
 }
 

@@ -127,11 +127,8 @@ impl PowerCutDisk {
             1 => Keep::Nothing,
             _ => Keep::Some,
         };
-        let files: Vec<FileState> = state
-            .files
-            .iter()
-            .map(|file| FileState::on_platter(file.after_cut(keep, &mut rng)))
-            .collect();
+        let files: Vec<FileState> =
+            state.files.iter().map(|file| FileState::on_platter(file.after_cut(keep, &mut rng))).collect();
         let mut names = state.durable_names.clone();
         for change in &state.pending_names {
             if keep.keeps(&mut rng) {
@@ -196,10 +193,7 @@ impl PowerCutDisk {
     }
 
     fn file(&self, number: usize) -> Box<dyn DiskFile> {
-        Box::new(PowerCutFile {
-            disk: self.clone(),
-            number,
-        })
+        Box::new(PowerCutFile { disk: self.clone(), number })
     }
 }
 
@@ -222,11 +216,7 @@ impl Keep {
 
 impl FileState {
     fn on_platter(bytes: Vec<u8>) -> FileState {
-        FileState {
-            platter: bytes.clone(),
-            cache: bytes,
-            pending: Vec::new(),
-        }
+        FileState { platter: bytes.clone(), cache: bytes, pending: Vec::new() }
     }
 
     fn after_cut(&self, keep: Keep, rng: &mut Rng) -> Vec<u8> {
@@ -289,9 +279,7 @@ impl NameChange {
 
     fn dir(&self) -> Option<&Path> {
         match self {
-            NameChange::Create(path, _)
-            | NameChange::Rename(path, _, _)
-            | NameChange::Unlink(path) => path.parent(),
+            NameChange::Create(path, _) | NameChange::Rename(path, _, _) | NameChange::Unlink(path) => path.parent(),
         }
     }
 }
@@ -387,9 +375,8 @@ impl Disk for PowerCutDisk {
         if !state.change()? {
             return Err(power_is_off());
         }
-        let (synced, rest) = std::mem::take(&mut state.pending_names)
-            .into_iter()
-            .partition(|change| change.dir() == Some(dir));
+        let (synced, rest) =
+            std::mem::take(&mut state.pending_names).into_iter().partition(|change| change.dir() == Some(dir));
         state.pending_names = rest;
         let synced: Vec<NameChange> = synced;
         for change in synced {
@@ -440,10 +427,7 @@ impl DiskFile for PowerCutFile {
     }
 
     fn pwrite(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
-        self.change(Pending::Write {
-            offset: offset as usize,
-            bytes: buf.to_vec(),
-        })?;
+        self.change(Pending::Write { offset: offset as usize, bytes: buf.to_vec() })?;
         Ok(buf.len())
     }
 
@@ -535,14 +519,7 @@ mod tests {
         }
         // Old, first, second or garbage; old, new or garbage.
         let once = BTreeSet::from([None, Some(0), Some(1)]);
-        assert_eq!(
-            seen,
-            [
-                BTreeSet::from([None, Some(0), Some(1), Some(2)]),
-                once.clone(),
-                once
-            ]
-        );
+        assert_eq!(seen, [BTreeSet::from([None, Some(0), Some(1), Some(2)]), once.clone(), once]);
         for reordered in [[2, 0, 1], [2, 1, 0], [1, 0, 0], [0, 0, 1]] {
             assert!(mixtures.contains(&reordered.map(Some)[..]), "{reordered:?}");
         }
@@ -572,9 +549,7 @@ mod tests {
         assert!(file.pread(&mut [0], 0).is_err());
         assert!(file.fdatasync().is_err());
         assert!(disk.list(dir()).is_err());
-        let firsts: BTreeSet<u8> = (0..20)
-            .map(|seed| disk.after_cut(seed).contents(&dir().join("a"))[0])
-            .collect();
+        let firsts: BTreeSet<u8> = (0..20).map(|seed| disk.after_cut(seed).contents(&dir().join("a"))[0]).collect();
         assert!(firsts.contains(&0) && firsts.contains(&1));
     }
 }

@@ -56,18 +56,9 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for JournalLayer {
         let metadata = event.metadata();
         let mut entry = Entry::new(*metadata.level(), metadata.target());
         if let (Some(file), Some(line)) = (metadata.file(), metadata.line()) {
-            entry = entry
-                .field("code_file", file)
-                .field("code_line", &line.to_string());
+            entry = entry.field("code_file", file).field("code_line", &line.to_string());
         }
-        for span in context
-            .event_scope(event)
-            .into_iter()
-            .flatten()
-            .collect::<Vec<_>>()
-            .iter()
-            .rev()
-        {
+        for span in context.event_scope(event).into_iter().flatten().collect::<Vec<_>>().iter().rev() {
             if let Some(fields) = span.extensions().get::<SpanFields>() {
                 entry.0.extend_from_slice(&fields.0.0);
             }
@@ -123,8 +114,7 @@ impl Entry {
         self.0.extend_from_slice(&name);
         if value.contains('\n') {
             self.0.push(b'\n');
-            self.0
-                .extend_from_slice(&(value.len() as u64).to_le_bytes());
+            self.0.extend_from_slice(&(value.len() as u64).to_le_bytes());
         } else {
             self.0.push(b'=');
         }

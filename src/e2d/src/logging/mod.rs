@@ -102,8 +102,7 @@ pub fn start(log: &Log) -> Result<Started, StartError> {
 
 fn sink(log: &Log) -> Result<Sink, StartError> {
     if log.format == LogFormat::Journald {
-        return Sink::journal(journald::SOCKET.as_ref())
-            .map_err(|e| StartError::Open(journald::SOCKET, e));
+        return Sink::journal(journald::SOCKET.as_ref()).map_err(|e| StartError::Open(journald::SOCKET, e));
     }
     // A descriptor of its own: std's handle of standard error has a lock, and whoever prints a panic would wait for
     // the writer that waits for the reader.
@@ -127,9 +126,7 @@ fn subscriber(log: &Log, queue: Arc<Queue>) -> (impl SubscriberInitExt + use<>, 
                 .with_writer(move || queue::Line::new(queue.clone())),
         ),
         LogFormat::Text { color } => Box::new(
-            tracing_subscriber::fmt::layer()
-                .with_ansi(color)
-                .with_writer(move || queue::Line::new(queue.clone())),
+            tracing_subscriber::fmt::layer().with_ansi(color).with_writer(move || queue::Line::new(queue.clone())),
         ),
     };
     let subscriber = tracing_subscriber::registry().with(filter).with(layer);
@@ -143,10 +140,5 @@ fn targets(filter: &LogFilter) -> Targets {
     Targets::new()
         .with_default(level(libraries))
         .with_targets(OWN.map(|part| (part, level(filter.level))))
-        .with_targets(
-            filter
-                .parts
-                .iter()
-                .map(|(part, of)| (part.as_str(), level(*of))),
-        )
+        .with_targets(filter.parts.iter().map(|(part, of)| (part.as_str(), level(*of))))
 }

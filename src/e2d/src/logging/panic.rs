@@ -13,8 +13,7 @@ pub(super) fn log_panics(queue: Arc<Queue>) {
         let message = info.payload_as_str().unwrap_or("no message");
         let thread = std::thread::current();
         let backtrace = Backtrace::capture();
-        let backtrace = (backtrace.status() == BacktraceStatus::Captured)
-            .then(|| tracing::field::display(backtrace));
+        let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| tracing::field::display(backtrace));
         tracing::error!(
             thread = thread.name().unwrap_or("unnamed"),
             location = info.location().map(tracing::field::display),

@@ -46,15 +46,9 @@ struct State {
 impl Queue {
     /// Starts the thread that writes to `sink`. It ends with the process.
     pub(super) fn start(sink: Sink) -> io::Result<Arc<Queue>> {
-        let queue = Arc::new(Queue {
-            state: Mutex::default(),
-            filled: Condvar::new(),
-            emptied: Condvar::new(),
-        });
+        let queue = Arc::new(Queue { state: Mutex::default(), filled: Condvar::new(), emptied: Condvar::new() });
         let reader = queue.clone();
-        std::thread::Builder::new()
-            .name("log".into())
-            .spawn(move || reader.write_to(sink))?;
+        std::thread::Builder::new().name("log".into()).spawn(move || reader.write_to(sink))?;
         Ok(queue)
     }
 
@@ -85,11 +79,7 @@ impl Queue {
             if left.is_zero() {
                 return;
             }
-            state = self
-                .emptied
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            state = self.emptied.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -106,10 +96,7 @@ impl Queue {
                 match state.waiting.pop_front() {
                     Some(message) => break message,
                     None => {
-                        state = self
-                            .filled
-                            .wait(state)
-                            .unwrap_or_else(PoisonError::into_inner);
+                        state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
                     }
                 }
             };
@@ -184,10 +171,7 @@ pub(super) enum Sink {
 
 impl Sink {
     pub(super) fn stream(fd: OwnedFd, json: bool) -> Sink {
-        Sink::Stream {
-            file: fd.into(),
-            json,
-        }
+        Sink::Stream { file: fd.into(), json }
     }
 
     /// Fails when there is no journal.
@@ -195,10 +179,7 @@ impl Sink {
         let socket = UnixDatagram::unbound()?;
         // An empty datagram is ignored by journald and answers whether it is there.
         socket.send_to(&[], path)?;
-        Ok(Sink::Journal {
-            socket,
-            path: path.to_path_buf(),
-        })
+        Ok(Sink::Journal { socket, path: path.to_path_buf() })
     }
 
     fn write(&mut self, message: &[u8]) -> io::Result<()> {

@@ -23,11 +23,7 @@ fn log(format: LogFormat, level: &str) -> Log {
 /// Runs `body` with a log to a pipe and returns what the pipe got.
 fn logged(format: LogFormat, level: &str, body: impl FnOnce(&Control)) -> String {
     let (mut reader, writer) = std::io::pipe().unwrap();
-    let queue = Queue::start(Sink::stream(
-        OwnedFd::from(writer),
-        format == LogFormat::Json,
-    ))
-    .unwrap();
+    let queue = Queue::start(Sink::stream(OwnedFd::from(writer), format == LogFormat::Json)).unwrap();
     let (subscriber, control) = subscriber(&log(format, level), queue.clone());
     let default = subscriber.set_default();
     body(&control);
@@ -45,11 +41,7 @@ fn a_pipe_that_nobody_reads_costs_messages_and_no_time() {
     const SENT: u64 = 100_000;
     for format in [LogFormat::Json, LogFormat::Text { color: false }] {
         let (reader, writer) = std::io::pipe().unwrap();
-        let queue = Queue::start(Sink::stream(
-            OwnedFd::from(writer),
-            format == LogFormat::Json,
-        ))
-        .unwrap();
+        let queue = Queue::start(Sink::stream(OwnedFd::from(writer), format == LogFormat::Json)).unwrap();
         let (subscriber, _control) = subscriber(&log(format, "info"), queue.clone());
         let default = subscriber.set_default();
         // Were there a wait in it, it would be for ever.
@@ -73,10 +65,7 @@ fn a_pipe_that_nobody_reads_costs_messages_and_no_time() {
             arrived += 1;
         };
         assert!(notice.contains("WARN"), "{notice}");
-        assert!(
-            notice.contains(&format!("{dropped} log messages were dropped")),
-            "{notice}"
-        );
+        assert!(notice.contains(&format!("{dropped} log messages were dropped")), "{notice}");
         while arrived + dropped < SENT {
             assert!(lines.next().unwrap().unwrap().contains("nobody reads this"));
             arrived += 1;
@@ -118,10 +107,7 @@ fn json_lines_hold_fields_and_an_rfc_3339_time() {
     assert_eq!(line["member"], 7);
     assert_eq!(line["level"], "INFO");
     let time = line["timestamp"].as_str().unwrap();
-    let shape: String = time
-        .chars()
-        .map(|c| if c.is_ascii_digit() { '0' } else { c })
-        .collect();
+    let shape: String = time.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
     assert_eq!(shape, "0000-00-00T00:00:00.000000Z");
 }
 
@@ -161,24 +147,15 @@ fn raft_speaks_through_the_same_log() {
         slog::crit!(logger, "the log has a hole");
     });
     assert!(!text.contains("quiet"), "{text}");
-    assert!(
-        text.contains("WARN raft: became leader term=3 raft_id=5"),
-        "{text}"
-    );
-    assert!(
-        text.contains("ERROR raft: the log has a hole raft_id=5"),
-        "{text}"
-    );
+    assert!(text.contains("WARN raft: became leader term=3 raft_id=5"), "{text}");
+    assert!(text.contains("ERROR raft: the log has a hole raft_id=5"), "{text}");
 }
 
 /// Takes a journal entry apart.
 fn fields(mut entry: &[u8]) -> Vec<(String, String)> {
     let mut fields = Vec::new();
     while !entry.is_empty() {
-        let end = entry
-            .iter()
-            .position(|byte| matches!(byte, b'=' | b'\n'))
-            .unwrap();
+        let end = entry.iter().position(|byte| matches!(byte, b'=' | b'\n')).unwrap();
         let name = String::from_utf8(entry[..end].to_vec()).unwrap();
         let (value, rest) = if entry[end] == b'=' {
             let length = entry[end + 1..].iter().position(|b| *b == b'\n').unwrap();
@@ -201,12 +178,7 @@ fn the_journal_gets_fields_of_the_event_and_its_spans() {
     let queue = Queue::start(Sink::journal(&path).unwrap()).unwrap();
     let (subscriber, _control) = subscriber(&log(LogFormat::Journald, "info"), queue.clone());
     let default = subscriber.set_default();
-    let span = tracing::info_span!(
-        "node",
-        member = "a",
-        _hidden = 1,
-        late = tracing::field::Empty
-    );
+    let span = tracing::info_span!("node", member = "a", _hidden = 1, late = tracing::field::Empty);
     span.record("late", 9);
     span.in_scope(|| {
         tracing::warn!(
@@ -225,9 +197,7 @@ fn the_journal_gets_fields_of_the_event_and_its_spans() {
     let fields = fields(&buffer[..length]);
     let field = |name: &str| {
         let mut found = fields.iter().filter(|(key, _)| key == name);
-        let (_, value) = found
-            .next()
-            .unwrap_or_else(|| panic!("{name} in {fields:?}"));
+        let (_, value) = found.next().unwrap_or_else(|| panic!("{name} in {fields:?}"));
         assert_eq!(found.next(), None);
         value.as_str()
     };

@@ -146,7 +146,10 @@ impl Store {
         let applied = AppliedState {
             index: LogIndex(number(tables::APPLIED_INDEX)?.unwrap_or(0)),
             term: Term(number(tables::APPLIED_TERM)?.unwrap_or(0)),
-            conf_state: databases.meta(&txn, tables::CONF_STATE)?.map(bytes::Bytes::copy_from_slice).unwrap_or_default(),
+            conf_state: databases
+                .meta(&txn, tables::CONF_STATE)?
+                .map(bytes::Bytes::copy_from_slice)
+                .unwrap_or_default(),
         };
         inner.record_bytes.store(number(tables::RECORD_BYTES)?.unwrap_or(0), Ordering::Relaxed);
         inner.swept.store(number(tables::SWEPT)?.unwrap_or(0), Ordering::Relaxed);

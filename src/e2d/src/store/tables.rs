@@ -98,7 +98,9 @@ impl Databases {
                 let name = String::from_utf8_lossy(name);
                 return Err(StoreError::Inconsistent {
                     table: "meta",
-                    what: format!("{name} is {found:x?}, expected {expected:x}: this store is from another member, cluster or version"),
+                    what: format!(
+                        "{name} is {found:x?}, expected {expected:x}: this store is from another member, cluster or version"
+                    ),
                 });
             }
         }
@@ -116,7 +118,13 @@ impl Databases {
         }
     }
 
-    pub(super) fn put_row(&self, txn: &mut RwTxn<'_>, table: Table, key: &[u8], value: Option<&[u8]>) -> Result<(), StoreError> {
+    pub(super) fn put_row(
+        &self,
+        txn: &mut RwTxn<'_>,
+        table: Table,
+        key: &[u8],
+        value: Option<&[u8]>,
+    ) -> Result<(), StoreError> {
         let database = self.small(table);
         match value {
             Some(value) => {
@@ -165,7 +173,17 @@ impl Databases {
     /// Bytes in use and bytes of the file.
     pub(super) fn file_bytes(&self, env: &Env) -> Result<(u64, u64), StoreError> {
         let txn = env.read_txn().map_err(|error| io("reading the store", error))?;
-        let all = [self.keys.keys, self.keys.long_keys, self.history, self.leases, self.attachments, self.members, self.alarms, self.fences, self.meta];
+        let all = [
+            self.keys.keys,
+            self.keys.long_keys,
+            self.history,
+            self.leases,
+            self.attachments,
+            self.members,
+            self.alarms,
+            self.fences,
+            self.meta,
+        ];
         let mut used = 0;
         for database in all {
             let stat = database.stat(&txn).map_err(|error| io("reading the store", error))?;
@@ -212,7 +230,8 @@ impl Tables for Snapshot<'_> {
     }
 
     fn event(&self, at: At) -> Result<Option<RecordRef<'_>>, StoreError> {
-        let row = self.databases.history.get(self.txn()?, &at.to_bytes()).map_err(|error| io("reading history", error))?;
+        let row =
+            self.databases.history.get(self.txn()?, &at.to_bytes()).map_err(|error| io("reading history", error))?;
         row.map(|row| parse_event(at, row)).transpose()
     }
 

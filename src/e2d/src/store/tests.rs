@@ -39,7 +39,8 @@ impl Node {
         let mut changes = Vec::new();
         let layers = self.store.layers();
         let snapshot = self.store.snapshot();
-        let answer = self.machine.apply(&View::new(layers, &snapshot), request, EntryContext::default(), &mut changes).unwrap();
+        let answer =
+            self.machine.apply(&View::new(layers, &snapshot), request, EntryContext::default(), &mut changes).unwrap();
         self.store.publish(self.machine.published(), &changes).unwrap();
         answer
     }
@@ -115,12 +116,7 @@ fn leases_alarms_and_compaction_survive_a_restart() {
     let mut node = Node::start(dir.path());
     let lease = e2d_core::ids::LeaseId(-5);
     node.apply(Request::LeaseGrant { id: lease, ttl_seconds: 60 }).outcome.unwrap();
-    let put = Put {
-        key: "k".into(),
-        value: Some("v".into()),
-        lease: LeaseChange::Set(Some(lease)),
-        prev_kv: false,
-    };
+    let put = Put { key: "k".into(), value: Some("v".into()), lease: LeaseChange::Set(Some(lease)), prev_kv: false };
     node.apply(Request::Put(put)).outcome.unwrap();
     let alarm = Alarm { member: MemberId(9), kind: e2d_core::alarm::AlarmKind::NoSpace };
     node.apply(Request::AlarmActivate(alarm)).outcome.unwrap();
@@ -170,7 +166,8 @@ fn keys_of_any_length_keep_their_order() {
         node.put(key, number.to_string().as_bytes());
     }
     node.flush();
-    let expected: BTreeMap<_, _> = keys.iter().enumerate().map(|(n, key)| (key.clone(), n.to_string().into_bytes())).collect();
+    let expected: BTreeMap<_, _> =
+        keys.iter().enumerate().map(|(n, key)| (key.clone(), n.to_string().into_bytes())).collect();
     assert_eq!(node.all(), expected);
 
     let snapshot = node.store.snapshot();

@@ -18,11 +18,7 @@ struct Answer {
 }
 
 fn answer(command: &mut Command) -> Answer {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command.output().unwrap();
+    let Output { status, stdout, stderr } = command.output().unwrap();
     Answer {
         code: status.code().unwrap(),
         out: String::from_utf8(stdout).unwrap(),
@@ -40,14 +36,7 @@ fn a_wrong_configuration_ends_with_2_names_everything_and_starts_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("e2d.toml");
     std::fs::write(&config, "[node]\nnmae = \"a\"\n").unwrap();
-    let arguments = [
-        "run",
-        "--config",
-        "e2d.toml",
-        "-n",
-        "3",
-        "--unsafe-no-fsync",
-    ];
+    let arguments = ["run", "--config", "e2d.toml", "-n", "3", "--unsafe-no-fsync"];
     let found = answer(e2d(dir.path(), &arguments).env("E2D_HOST", "here"));
     assert_eq!(found.code, 2);
     assert_eq!(
@@ -89,19 +78,12 @@ fn an_unknown_flag_or_command_ends_with_2() {
 fn verbose_and_a_level_contradict_each_other() {
     let found = run(&["-v", "run", "--log-level", "info"]);
     assert_eq!(found.code, 2);
-    assert_eq!(
-        found.err,
-        "e2d: flag --verbose: says again what flag --log-level says, expected one of them\n"
-    );
+    assert_eq!(found.err, "e2d: flag --verbose: says again what flag --log-level says, expected one of them\n");
 }
 
 #[test]
 fn help_and_version_are_answers() {
-    for arguments in [
-        &["--help"][..],
-        &["run", "--help"],
-        &["config", "check", "--help"],
-    ] {
+    for arguments in [&["--help"][..], &["run", "--help"], &["config", "check", "--help"]] {
         let found = run(arguments);
         assert_eq!((found.code, found.err.as_str()), (0, ""), "{arguments:?}");
         assert!(found.out.contains("Exit codes:\n  0  "), "{}", found.out);
@@ -118,12 +100,7 @@ fn help_and_version_are_answers() {
     let line: serde_json::Value = serde_json::from_str(&found.out).unwrap();
     assert_eq!(line["e2d"]["Version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(line["etcd"]["Version"], "3.6.14");
-    for (object, key) in [
-        ("build", "Date"),
-        ("build", "GoVersion"),
-        ("build", "RustVersion"),
-        ("e2d", "GitSHA"),
-    ] {
+    for (object, key) in [("build", "Date"), ("build", "GoVersion"), ("build", "RustVersion"), ("e2d", "GitSHA")] {
         assert!(line[object][key].is_string(), "{object}.{key} in {line}");
     }
 }
@@ -183,44 +160,26 @@ fn a_configuration_is_checked_and_printed_without_starting() {
         answer(e2d(dir.path(), &arguments).env("E2D_NAM", "x"))
     };
     let found = check(&[]);
-    assert_eq!(
-        (found.code, found.out, found.err),
-        (0, String::new(), String::new())
-    );
+    assert_eq!((found.code, found.out, found.err), (0, String::new(), String::new()));
     let found = check(&["--print"]);
     assert_eq!((found.code, found.err.as_str()), (0, ""));
-    assert!(
-        found
-            .out
-            .contains("data-dir = \"/data\" # own.toml:2 storage.data-dir\n"),
-        "{}",
-        found.out
-    );
+    assert!(found.out.contains("data-dir = \"/data\" # own.toml:2 storage.data-dir\n"), "{}", found.out);
     // What is printed is a configuration, and says the same.
     std::fs::write(&config, &found.out).unwrap();
     let again = check(&["--print"]);
     let values = |text: &str| -> Vec<String> {
-        text.lines()
-            .map(|line| line.split(" # ").next().unwrap_or_default().to_string())
-            .collect()
+        text.lines().map(|line| line.split(" # ").next().unwrap_or_default().to_string()).collect()
     };
     assert_eq!(again.code, 0, "{}", again.err);
     assert_eq!(values(&again.out), values(&found.out));
 
-    std::fs::write(
-        &config,
-        "[storage]\ndata-dir = 1\nquota-backend-bytes = \"much\"\n",
-    )
-    .unwrap();
+    std::fs::write(&config, "[storage]\ndata-dir = 1\nquota-backend-bytes = \"much\"\n").unwrap();
     let found = check(&["--print"]);
     assert_eq!((found.code, found.out.as_str()), (2, ""));
     assert_eq!(found.err.lines().count(), 2, "{}", found.err);
     let missing = run(&["config", "check", "missing.toml"]);
     assert_eq!(missing.code, 2);
-    assert_eq!(
-        missing.err,
-        "e2d: missing.toml: cannot be read: No such file or directory (os error 2)\n"
-    );
+    assert_eq!(missing.err, "e2d: missing.toml: cannot be read: No such file or directory (os error 2)\n");
 }
 
 #[test]
@@ -240,15 +199,7 @@ fn shells_and_man_get_what_they_read() {
     pages.sort();
     assert_eq!(
         pages,
-        [
-            "e2d-completion.1",
-            "e2d-config-check.1",
-            "e2d-config.1",
-            "e2d-etcd.1",
-            "e2d-run.1",
-            "e2d-version.1",
-            "e2d.1",
-        ]
+        ["e2d-completion.1", "e2d-config-check.1", "e2d-config.1", "e2d-etcd.1", "e2d-run.1", "e2d-version.1", "e2d.1",]
     );
     let page = std::fs::read_to_string(dir.path().join("man/e2d-run.1")).unwrap();
     assert!(page.contains("E2D_DATA_DIR"), "{page}");
@@ -256,20 +207,13 @@ fn shells_and_man_get_what_they_read() {
     std::fs::write(dir.path().join("taken"), "").unwrap();
     let found = answer(&mut e2d(dir.path(), &["docs", "man", "--dir", "taken"]));
     assert_eq!(found.code, 1);
-    assert!(
-        found.err.starts_with("e2d: creating taken: "),
-        "{}",
-        found.err
-    );
+    assert!(found.err.starts_with("e2d: creating taken: "), "{}", found.err);
 }
 
 #[test]
 fn a_reader_that_goes_away_is_no_failure() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let status = e2d(Path::new("/"), &["completion", "bash"])
-        .stdout(writer)
-        .status()
-        .unwrap();
+    let status = e2d(Path::new("/"), &["completion", "bash"]).stdout(writer).status().unwrap();
     assert_eq!(status.code(), Some(0));
 }

@@ -53,20 +53,12 @@ macro_rules! unary {
 impl Client {
     /// Calls a method that no service describes, and returns why it was refused.
     pub async fn call_unknown(url: &str, path: &'static str) -> Status {
-        let channel = Endpoint::from_shared(url.to_owned())
-            .expect("a URL")
-            .connect()
-            .await
-            .expect("a connection");
+        let channel = Endpoint::from_shared(url.to_owned()).expect("a URL").connect().await.expect("a connection");
         let mut grpc = tonic::client::Grpc::new(channel);
         grpc.ready().await.expect("the connection is ready");
         let codec = tonic_prost::ProstCodec::<RangeRequest, RangeResponse>::default();
         let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
-        let answer = timeout(
-            PATIENCE,
-            grpc.unary(tonic::Request::new(key("a")), path, codec),
-        )
-        .await;
+        let answer = timeout(PATIENCE, grpc.unary(tonic::Request::new(key("a")), path, codec)).await;
         answer.expect("an answer").expect_err("no such method")
     }
 
@@ -116,18 +108,12 @@ impl Client {
         value: &'static [u8],
     ) -> Result<RangeResponse, Status> {
         let mut request = tonic::Request::new(range);
-        request
-            .metadata_mut()
-            .insert(name, value.try_into().expect("a header value"));
+        request.metadata_mut().insert(name, value.try_into().expect("a header value"));
         Ok(self.kv.clone().range(request).await?.into_inner())
     }
 
     pub async fn compact(&self, revision: i64) -> Result<CompactionResponse, Status> {
-        self.compact_request(CompactionRequest {
-            revision,
-            physical: false,
-        })
-        .await
+        self.compact_request(CompactionRequest { revision, physical: false }).await
     }
 
     pub async fn grant(&self, id: i64, ttl: i64) -> Result<LeaseGrantResponse, Status> {
@@ -138,21 +124,13 @@ impl Client {
         self.revoke_request(LeaseRevokeRequest { id }).await
     }
 
-    pub async fn time_to_live(
-        &self,
-        id: i64,
-        keys: bool,
-    ) -> Result<LeaseTimeToLiveResponse, Status> {
-        self.time_to_live_request(LeaseTimeToLiveRequest { id, keys })
-            .await
+    pub async fn time_to_live(&self, id: i64, keys: bool) -> Result<LeaseTimeToLiveResponse, Status> {
+        self.time_to_live_request(LeaseTimeToLiveRequest { id, keys }).await
     }
 
     /// The ids of all leases, in the order of the answer.
     pub async fn leases(&self) -> Vec<i64> {
-        let answer = self
-            .leases_request(LeaseLeasesRequest {})
-            .await
-            .expect("leases are listed");
+        let answer = self.leases_request(LeaseLeasesRequest {}).await.expect("leases are listed");
         answer.leases.iter().map(|lease| lease.id).collect()
     }
 
@@ -165,9 +143,7 @@ impl Client {
 
     pub fn keep_alive_stream(&self) -> Conversation<LeaseKeepAliveRequest, LeaseKeepAliveResponse> {
         let mut lease = self.lease.clone();
-        Conversation::start(|requests| async move {
-            Ok(lease.lease_keep_alive(requests).await?.into_inner())
-        })
+        Conversation::start(|requests| async move { Ok(lease.lease_keep_alive(requests).await?.into_inner()) })
     }
 
     pub fn watch_stream(&self) -> WatchStream {
@@ -176,72 +152,39 @@ impl Client {
     }
 
     /// Like [`Client::watch_stream`], with one more header.
-    pub fn watch_stream_with_metadata(
-        &self,
-        name: &'static str,
-        value: &'static [u8],
-    ) -> WatchStream {
+    pub fn watch_stream_with_metadata(&self, name: &'static str, value: &'static [u8]) -> WatchStream {
         let mut watch = self.watch.clone();
         Conversation::start(move |requests| async move {
             let mut request = tonic::Request::new(requests);
-            request
-                .metadata_mut()
-                .insert(name, value.try_into().expect("a header value"));
+            request.metadata_mut().insert(name, value.try_into().expect("a header value"));
             Ok(watch.watch(request).await?.into_inner())
         })
     }
 
     /// All messages of a snapshot.
     pub async fn snapshot(&self) -> Result<Vec<SnapshotResponse>, Status> {
-        let mut stream = self
-            .maintenance
-            .clone()
-            .snapshot(SnapshotRequest {})
-            .await?
-            .into_inner();
+        let mut stream = self.maintenance.clone().snapshot(SnapshotRequest {}).await?.into_inner();
         let mut messages = Vec::new();
-        while let Some(message) = timeout(PATIENCE, stream.message())
-            .await
-            .expect("the next piece of a snapshot")?
-        {
+        while let Some(message) = timeout(PATIENCE, stream.message()).await.expect("the next piece of a snapshot")? {
             messages.push(message);
         }
         Ok(messages)
     }
 
     /// The first answer of the health service's stream.
-    pub async fn health_watch(
-        &self,
-        service: &str,
-    ) -> Result<e2d_api::health::HealthCheckResponse, Status> {
-        let request = e2d_api::health::HealthCheckRequest {
-            service: service.to_owned(),
-        };
+    pub async fn health_watch(&self, service: &str) -> Result<e2d_api::health::HealthCheckResponse, Status> {
+        let request = e2d_api::health::HealthCheckRequest { service: service.to_owned() };
         let mut stream = self.health.clone().watch(request).await?.into_inner();
-        let first = timeout(PATIENCE, stream.message())
-            .await
-            .expect("a health stream answers at once")?;
+        let first = timeout(PATIENCE, stream.message()).await.expect("a health stream answers at once")?;
         Ok(first.expect("a health stream does not end"))
     }
 
-    pub async fn alarm(
-        &self,
-        action: AlarmAction,
-        alarm: AlarmType,
-        member_id: u64,
-    ) -> Result<AlarmResponse, Status> {
-        self.alarm_request(AlarmRequest {
-            action: action.into(),
-            member_id,
-            alarm: alarm.into(),
-        })
-        .await
+    pub async fn alarm(&self, action: AlarmAction, alarm: AlarmType, member_id: u64) -> Result<AlarmResponse, Status> {
+        self.alarm_request(AlarmRequest { action: action.into(), member_id, alarm: alarm.into() }).await
     }
 
     pub async fn status(&self) -> StatusResponse {
-        self.status_request(StatusRequest {})
-            .await
-            .expect("the status is answered")
+        self.status_request(StatusRequest {}).await.expect("the status is answered")
     }
 
     pub async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Status> {
@@ -250,19 +193,13 @@ impl Client {
 
     /// Puts and returns the revision of it.
     pub async fn put_ok(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> i64 {
-        let answer = self
-            .put(put(key, value))
-            .await
-            .expect("the put is accepted");
+        let answer = self.put(put(key, value)).await.expect("the put is accepted");
         revision(&answer.header)
     }
 
     /// Deletes one key and returns the revision of the store after it.
     pub async fn delete_ok(&self, key: impl AsRef<[u8]>) -> i64 {
-        let answer = self
-            .delete(delete(key))
-            .await
-            .expect("the delete is accepted");
+        let answer = self.delete(delete(key)).await.expect("the delete is accepted");
         revision(&answer.header)
     }
 
@@ -273,19 +210,13 @@ impl Client {
 
     /// The key and its metadata, if it exists.
     pub async fn get(&self, key: impl AsRef<[u8]>) -> Option<KeyValue> {
-        let answer = self
-            .range(crate::client::key(key))
-            .await
-            .expect("the range is answered");
+        let answer = self.range(crate::client::key(key)).await.expect("the range is answered");
         answer.kvs.into_iter().next()
     }
 
     /// The current revision.
     pub async fn revision(&self) -> i64 {
-        let answer = self
-            .range(key("no such key"))
-            .await
-            .expect("the range is answered");
+        let answer = self.range(key("no such key")).await.expect("the range is answered");
         revision(&answer.header)
     }
 }
@@ -350,21 +281,15 @@ impl<Q: Send + 'static, A: Send + 'static> Conversation<Q, A> {
 
 impl WatchStream {
     pub fn send_create(&self, create: WatchCreateRequest) {
-        self.send(WatchRequest {
-            request_union: Some(RequestUnion::CreateRequest(create)),
-        });
+        self.send(WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) });
     }
 
     pub fn send_cancel(&self, watch_id: i64) {
-        self.send(WatchRequest {
-            request_union: Some(RequestUnion::CancelRequest(WatchCancelRequest { watch_id })),
-        });
+        self.send(WatchRequest { request_union: Some(RequestUnion::CancelRequest(WatchCancelRequest { watch_id })) });
     }
 
     pub fn send_progress(&self) {
-        self.send(WatchRequest {
-            request_union: Some(RequestUnion::ProgressRequest(WatchProgressRequest {})),
-        });
+        self.send(WatchRequest { request_union: Some(RequestUnion::ProgressRequest(WatchProgressRequest {})) });
     }
 
     /// The next message, which must not be an error.
@@ -376,10 +301,7 @@ impl WatchStream {
     pub async fn create(&mut self, create: WatchCreateRequest) -> WatchResponse {
         self.send_create(create);
         let created = self.message().await;
-        assert!(
-            created.created,
-            "expected the answer to a create, found {created:?}"
-        );
+        assert!(created.created, "expected the answer to a create, found {created:?}");
         created
     }
 
@@ -393,10 +315,7 @@ impl WatchStream {
     /// The next message, which must carry events of the watch.
     pub async fn events(&mut self, watch_id: i64) -> Vec<Event> {
         let message = self.message().await;
-        assert!(
-            message.watch_id == watch_id && !message.events.is_empty(),
-            "expected events, found {message:?}"
-        );
+        assert!(message.watch_id == watch_id && !message.events.is_empty(), "expected events, found {message:?}");
         message.events
     }
 
@@ -407,10 +326,7 @@ impl WatchStream {
             if let Some(message) = self.next_within(Duration::from_millis(100)).await {
                 let message = message.expect("the watch stream goes on");
                 assert_eq!(message.watch_id, -1, "expected progress, found {message:?}");
-                assert!(
-                    message.events.is_empty() && !message.created && !message.canceled,
-                    "{message:?}"
-                );
+                assert!(message.events.is_empty() && !message.created && !message.canceled, "{message:?}");
                 return revision(&message.header);
             }
         }
@@ -431,19 +347,12 @@ pub fn revision(header: &Option<ResponseHeader>) -> i64 {
 
 /// A range over one key.
 pub fn key(key: impl AsRef<[u8]>) -> RangeRequest {
-    RangeRequest {
-        key: b(key),
-        ..Default::default()
-    }
+    RangeRequest { key: b(key), ..Default::default() }
 }
 
 /// A range from `from` up to and without `to`.
 pub fn keys(from: impl AsRef<[u8]>, to: impl AsRef<[u8]>) -> RangeRequest {
-    RangeRequest {
-        key: b(from),
-        range_end: b(to),
-        ..Default::default()
-    }
+    RangeRequest { key: b(from), range_end: b(to), ..Default::default() }
 }
 
 /// A range over every key.
@@ -452,75 +361,46 @@ pub fn all_keys() -> RangeRequest {
 }
 
 pub fn put(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> PutRequest {
-    PutRequest {
-        key: b(key),
-        value: b(value),
-        ..Default::default()
-    }
+    PutRequest { key: b(key), value: b(value), ..Default::default() }
 }
 
 pub fn delete(key: impl AsRef<[u8]>) -> DeleteRangeRequest {
-    DeleteRangeRequest {
-        key: b(key),
-        ..Default::default()
-    }
+    DeleteRangeRequest { key: b(key), ..Default::default() }
 }
 
 pub fn delete_keys(from: impl AsRef<[u8]>, to: impl AsRef<[u8]>) -> DeleteRangeRequest {
-    DeleteRangeRequest {
-        key: b(from),
-        range_end: b(to),
-        ..Default::default()
-    }
+    DeleteRangeRequest { key: b(from), range_end: b(to), ..Default::default() }
 }
 
 /// A watch of one key from now on.
 pub fn watch(key: impl AsRef<[u8]>) -> WatchCreateRequest {
-    WatchCreateRequest {
-        key: b(key),
-        ..Default::default()
-    }
+    WatchCreateRequest { key: b(key), ..Default::default() }
 }
 
 /// A watch from `from` up to and without `to`.
 pub fn watch_keys(from: impl AsRef<[u8]>, to: impl AsRef<[u8]>) -> WatchCreateRequest {
-    WatchCreateRequest {
-        key: b(from),
-        range_end: b(to),
-        ..Default::default()
-    }
+    WatchCreateRequest { key: b(from), range_end: b(to), ..Default::default() }
 }
 
 pub fn range_op(request: RangeRequest) -> RequestOp {
-    RequestOp {
-        request: Some(Op::RequestRange(request)),
-    }
+    RequestOp { request: Some(Op::RequestRange(request)) }
 }
 
 pub fn put_op(request: PutRequest) -> RequestOp {
-    RequestOp {
-        request: Some(Op::RequestPut(request)),
-    }
+    RequestOp { request: Some(Op::RequestPut(request)) }
 }
 
 pub fn delete_op(request: DeleteRangeRequest) -> RequestOp {
-    RequestOp {
-        request: Some(Op::RequestDeleteRange(request)),
-    }
+    RequestOp { request: Some(Op::RequestDeleteRange(request)) }
 }
 
 pub fn txn_op(request: TxnRequest) -> RequestOp {
-    RequestOp {
-        request: Some(Op::RequestTxn(request)),
-    }
+    RequestOp { request: Some(Op::RequestTxn(request)) }
 }
 
 /// A transaction without conditions.
 pub fn txn(success: impl Into<Vec<RequestOp>>) -> TxnRequest {
-    TxnRequest {
-        success: success.into(),
-        ..Default::default()
-    }
+    TxnRequest { success: success.into(), ..Default::default() }
 }
 
 /// A transaction whose `success` runs if the conditions hold, and `failure` otherwise.
@@ -529,11 +409,7 @@ pub fn txn_if(
     success: impl Into<Vec<RequestOp>>,
     failure: impl Into<Vec<RequestOp>>,
 ) -> TxnRequest {
-    TxnRequest {
-        compare: compare.into(),
-        success: success.into(),
-        failure: failure.into(),
-    }
+    TxnRequest { compare: compare.into(), success: success.into(), failure: failure.into() }
 }
 
 /// A condition on one key.
@@ -565,9 +441,7 @@ pub fn range_answer(answer: &TxnResponse, index: usize) -> &RangeResponse {
 
 /// The keys of an answer as text.
 pub fn key_texts(kvs: &[KeyValue]) -> Vec<String> {
-    kvs.iter()
-        .map(|kv| String::from_utf8_lossy(&kv.key).into_owned())
-        .collect()
+    kvs.iter().map(|kv| String::from_utf8_lossy(&kv.key).into_owned()).collect()
 }
 
 /// Fails unless the answer is exactly this refusal. Clients recover the typed error from the text, so it counts.

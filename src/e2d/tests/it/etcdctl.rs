@@ -28,21 +28,12 @@ struct Line {
 }
 
 fn line(args: &'static str) -> Line {
-    Line {
-        args: args
-            .split(' ')
-            .map(|arg| if arg == "''" { "" } else { arg })
-            .collect(),
-        input: "",
-    }
+    Line { args: args.split(' ').map(|arg| if arg == "''" { "" } else { arg }).collect(), input: "" }
 }
 
 /// What is run in every format, in this order.
 fn script() -> Vec<Line> {
-    let transaction = |input| Line {
-        args: vec!["txn"],
-        input,
-    };
+    let transaction = |input| Line { args: vec!["txn"], input };
     let mut lines: Vec<Line> = [
         "put a 1",
         "put a 2 --prev-kv",
@@ -71,12 +62,8 @@ fn script() -> Vec<Line> {
     ]
     .map(line)
     .into();
-    lines.push(transaction(
-        "value(\"a\") = \"2\"\nversion(\"b\") > \"0\"\n\nput x 1\nget x\ndel ab\n\nget a\n\n",
-    ));
-    lines.push(transaction(
-        "mod(\"a\") = \"0\"\n\nput never 1\n\nget a\nput y 1\n\n",
-    ));
+    lines.push(transaction("value(\"a\") = \"2\"\nversion(\"b\") > \"0\"\n\nput x 1\nget x\ndel ab\n\nget a\n\n"));
+    lines.push(transaction("mod(\"a\") = \"0\"\n\nput never 1\n\nget a\nput y 1\n\n"));
     lines.push(transaction("\nput twice 1\nput twice 2\n\n\n"));
     lines.extend(
         [
@@ -121,10 +108,7 @@ struct Place {
 
 impl Place {
     fn new(server: Server) -> Place {
-        Place {
-            server,
-            dir: tempfile::tempdir().expect("a temporary directory"),
-        }
+        Place { server, dir: tempfile::tempdir().expect("a temporary directory") }
     }
 
     fn command(&self, etcdctl: &Path, args: &[&str], format: &str) -> Command {
@@ -143,20 +127,12 @@ impl Place {
     }
 
     async fn run(&self, etcdctl: &Path, args: &[&str], input: &str, format: &str) -> Output {
-        let mut child = self
-            .command(etcdctl, args, format)
-            .spawn()
-            .expect("etcdctl starts");
+        let mut child = self.command(etcdctl, args, format).spawn().expect("etcdctl starts");
         let mut stdin = child.stdin.take().expect("stdin is piped");
-        stdin
-            .write_all(input.as_bytes())
-            .await
-            .expect("etcdctl reads its input");
+        stdin.write_all(input.as_bytes()).await.expect("etcdctl reads its input");
         drop(stdin);
         let output = timeout(PATIENCE, child.wait_with_output()).await;
-        output
-            .unwrap_or_else(|_| panic!("etcdctl {args:?} did not end"))
-            .expect("etcdctl runs")
+        output.unwrap_or_else(|_| panic!("etcdctl {args:?} did not end")).expect("etcdctl runs")
     }
 
     /// What was printed, masked, and whether it went well.
@@ -164,35 +140,25 @@ impl Place {
         let output = self.run(etcdctl, &line.args, line.input, format).await;
         Told {
             success: output.status.success(),
-            stdout: mask(
-                &self.without_addresses(&output.stdout),
-                format,
-                line.args[0],
-            ),
+            stdout: mask(&self.without_addresses(&output.stdout), format, line.args[0]),
             stderr: errors(&self.without_addresses(&output.stderr)),
         }
     }
 
     fn without_addresses(&self, output: &[u8]) -> String {
         let text = String::from_utf8_lossy(output);
-        text.replace(&self.server.address(), "ADDRESS")
-            .replace(&self.server.peer_address(), "PEER")
+        text.replace(&self.server.address(), "ADDRESS").replace(&self.server.peer_address(), "PEER")
     }
 
     /// What a watch from the first revision on tells, up to and with the event of the key `end`.
     async fn watched(&self, etcdctl: &Path, format: &str, flags: &[&str]) -> Vec<String> {
         let args = [&["watch", "", "--prefix", "--rev=6"][..], flags].concat();
-        let mut child = self
-            .command(etcdctl, &args, format)
-            .spawn()
-            .expect("etcdctl starts");
+        let mut child = self.command(etcdctl, &args, format).spawn().expect("etcdctl starts");
         let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
         let mut told = Vec::new();
         loop {
             let next = timeout(PATIENCE, lines.next_line()).await;
-            let line = next
-                .unwrap_or_else(|_| panic!("etcdctl watch told only {told:?}"))
-                .expect("text");
+            let line = next.unwrap_or_else(|_| panic!("etcdctl watch told only {told:?}")).expect("text");
             let line = line.unwrap_or_else(|| panic!("etcdctl watch ended after {told:?}"));
             // As text, and as the base64 of JSON.
             let end = line.contains("the-end") || line.contains("dGhlLWVuZA==");
@@ -204,11 +170,7 @@ impl Place {
         child.kill().await.expect("etcdctl is ours");
         // Events are grouped into responses by chance while a watch catches up, so only JSON is flattened.
         let text = self.without_addresses(told.join("\n").as_bytes());
-        if format == "json" {
-            json_events(&text)
-        } else {
-            mask(&text, format, "watch")
-        }
+        if format == "json" { json_events(&text) } else { mask(&text, format, "watch") }
     }
 }
 
@@ -221,9 +183,8 @@ struct Told {
 
 /// The events of a stream of JSON responses, one a line.
 fn json_events(text: &str) -> Vec<String> {
-    let responses = text.lines().map(|line| {
-        serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"))
-    });
+    let responses =
+        text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}")));
     responses
         .flat_map(|response| response["Events"].as_array().cloned().unwrap_or_default())
         .map(|event| event.to_string())
@@ -233,12 +194,8 @@ fn json_events(text: &str) -> Vec<String> {
 /// The lines of standard error without the log of the client library, which tells times and internals, and without the
 /// stack of an etcdctl that panics.
 fn errors(text: &str) -> Vec<String> {
-    let text = text
-        .split_once("\ngoroutine ")
-        .map_or(text, |(before, _)| before);
-    let lines = text
-        .lines()
-        .filter(|line| !line.starts_with("{\"level\"") && !line.trim().is_empty());
+    let text = text.split_once("\ngoroutine ").map_or(text, |(before, _)| before);
+    let lines = text.lines().filter(|line| !line.starts_with("{\"level\"") && !line.trim().is_empty());
     lines.map(|line| mask_words(line, false)).collect()
 }
 
@@ -265,11 +222,7 @@ fn mask(text: &str, format: &str, command: &str) -> Vec<String> {
 
 /// Names in JSON, of fields, and heads of tables without spaces, in lower case.
 fn is_masked(name: &str) -> bool {
-    let name: String = name
-        .chars()
-        .filter(|c| c.is_alphanumeric())
-        .collect::<String>()
-        .to_lowercase();
+    let name: String = name.chars().filter(|c| c.is_alphanumeric()).collect::<String>().to_lowercase();
     matches!(
         name.as_str(),
         "clusterid"
@@ -343,11 +296,7 @@ fn mask_table(text: &str) -> Vec<String> {
             continue;
         };
         let masked = cells.iter().zip(heads).map(|(cell, head)| {
-            if is_masked(head) && !cell.is_empty() {
-                "MASKED".to_owned()
-            } else {
-                mask_words(cell, false)
-            }
+            if is_masked(head) && !cell.is_empty() { "MASKED".to_owned() } else { mask_words(cell, false) }
         });
         lines.push(masked.collect::<Vec<_>>().join("|"));
     }
@@ -369,10 +318,7 @@ fn mask_words(text: &str, numbers: bool) -> String {
     }
     masked.pop();
     // A size is a number and a unit.
-    masked
-        .replace("NUMBER kB", "SIZE")
-        .replace("NUMBER MB", "SIZE")
-        .replace("NUMBER B", "SIZE")
+    masked.replace("NUMBER kB", "SIZE").replace("NUMBER MB", "SIZE").replace("NUMBER B", "SIZE")
 }
 
 fn mask_word(word: &str, numbers: bool) -> &str {
@@ -392,17 +338,13 @@ fn mask_word(word: &str, numbers: bool) -> &str {
 }
 
 fn is_number_of_version(word: &str) -> bool {
-    word.split('.')
-        .all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
+    word.split('.').all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// Every etcdctl that the environment names.
 fn etcdctls() -> BTreeMap<String, PathBuf> {
-    let named = env::vars_os()
-        .filter_map(|(name, path)| Some((name.into_string().ok()?, PathBuf::from(path))));
-    named
-        .filter(|(name, path)| name.starts_with("E2D_ETCDCTL_") && !path.as_os_str().is_empty())
-        .collect()
+    let named = env::vars_os().filter_map(|(name, path)| Some((name.into_string().ok()?, PathBuf::from(path))));
+    named.filter(|(name, path)| name.starts_with("E2D_ETCDCTL_") && !path.as_os_str().is_empty()).collect()
 }
 
 #[tokio::test]
@@ -423,106 +365,64 @@ async fn etcdctl_prints_what_it_prints_with_etcd() {
         let mut compared = 0;
         for format in FORMATS {
             for place in [&reference, &subject] {
-                let granted = place
-                    .server
-                    .client()
-                    .await
-                    .grant(LEASE, 600)
-                    .await
-                    .expect("granted");
+                let granted = place.server.client().await.grant(LEASE, 600).await.expect("granted");
                 assert_eq!(format!("{:x}", granted.id), LEASE_HEX);
             }
             for line in script() {
-                let (expected, found) = tokio::join!(
-                    reference.told(etcdctl, &line, format),
-                    subject.told(etcdctl, &line, format)
-                );
+                let (expected, found) =
+                    tokio::join!(reference.told(etcdctl, &line, format), subject.told(etcdctl, &line, format));
                 compared += 1;
                 if expected != found {
-                    differences.push(format!(
-                        "{name} -w {format} {:?}\n  etcd: {expected:?}\n  here: {found:?}",
-                        line.args
-                    ));
+                    differences
+                        .push(format!("{name} -w {format} {:?}\n  etcd: {expected:?}\n  here: {found:?}", line.args));
                 }
             }
         }
         // Lease ids are random, so granting stands apart.
         for format in FORMATS {
             let grant = line("lease grant 600");
-            let (expected, found) = tokio::join!(
-                reference.told(etcdctl, &grant, format),
-                subject.told(etcdctl, &grant, format)
-            );
+            let (expected, found) =
+                tokio::join!(reference.told(etcdctl, &grant, format), subject.told(etcdctl, &grant, format));
             compared += 1;
             if expected != found || (!expected.success && format != "table") {
-                differences.push(format!(
-                    "{name} -w {format} lease grant\n  etcd: {expected:?}\n  here: {found:?}"
-                ));
+                differences.push(format!("{name} -w {format} lease grant\n  etcd: {expected:?}\n  here: {found:?}"));
             }
         }
         for place in [&reference, &subject] {
-            place
-                .server
-                .client()
-                .await
-                .put_ok("the-end", "the-end")
-                .await;
+            place.server.client().await.put_ok("the-end", "the-end").await;
         }
-        for (format, flags) in FORMATS
-            .iter()
-            .flat_map(|format| [(format, &[][..]), (format, &["--prev-kv"][..])])
-        {
+        for (format, flags) in FORMATS.iter().flat_map(|format| [(format, &[][..]), (format, &["--prev-kv"][..])]) {
             if *format == "table" {
                 continue; // No etcdctl prints a watch as a table.
             }
-            let (expected, found) = tokio::join!(
-                reference.watched(etcdctl, format, flags),
-                subject.watched(etcdctl, format, flags)
-            );
+            let (expected, found) =
+                tokio::join!(reference.watched(etcdctl, format, flags), subject.watched(etcdctl, format, flags));
             compared += 1;
             if expected != found {
-                differences.push(format!(
-                    "{name} -w {format} watch {flags:?}\n  etcd: {expected:?}\n  here: {found:?}"
-                ));
+                differences
+                    .push(format!("{name} -w {format} watch {flags:?}\n  etcd: {expected:?}\n  here: {found:?}"));
             }
         }
         let save = line("snapshot save saved");
-        let (expected, found) = tokio::join!(
-            reference.told(etcdctl, &save, "simple"),
-            subject.told(etcdctl, &save, "simple")
-        );
+        let (expected, found) =
+            tokio::join!(reference.told(etcdctl, &save, "simple"), subject.told(etcdctl, &save, "simple"));
         compared += 1;
-        if (expected.success, &expected.stdout) != (found.success, &found.stdout)
-            || !expected.success
-        {
-            differences.push(format!(
-                "{name} snapshot save\n  etcd: {expected:?}\n  here: {found:?}"
-            ));
+        if (expected.success, &expected.stdout) != (found.success, &found.stdout) || !expected.success {
+            differences.push(format!("{name} snapshot save\n  etcd: {expected:?}\n  here: {found:?}"));
         }
         println!("{name}: {compared} outputs compared");
     }
-    assert!(
-        differences.is_empty(),
-        "{} outputs differ:\n{}",
-        differences.len(),
-        differences.join("\n")
-    );
+    assert!(differences.is_empty(), "{} outputs differ:\n{}", differences.len(), differences.join("\n"));
 }
 
 #[test]
 fn masking_keeps_what_matters() {
-    assert_eq!(
-        mask_words("lease 694d9b9e2a5d1c06 granted with TTL(600s)", false),
-        "lease ID granted with TTL(TIME)"
-    );
+    assert_eq!(mask_words("lease 694d9b9e2a5d1c06 granted with TTL(600s)", false), "lease ID granted with TTL(TIME)");
     assert_eq!(
         mask_words("took = 1.234567ms, 20 kB, 3.6.14, rev 12", true),
         "took = TIME, SIZE, 3.6.PATCH, rev NUMBER"
     );
-    assert_eq!(
-        mask_words("key the-end abc 12", false),
-        "key the-end abc 12"
-    );
+    assert_eq!(mask_words("key the-end abc 12", false), "key the-end abc 12");
     assert_eq!(mask_field(r#""MemberID" : 99"#), r#""MemberID" : MASKED"#);
     assert_eq!(mask_field(r#""Revision" : 99"#), r#""Revision" : 99"#);
     let table = "+----+---+\n| ID | A |\n+----+---+\n| 12 | 3 |\n+----+---+";

@@ -24,44 +24,21 @@ async fn every_header_names_cluster_member_and_term() {
     };
     let client = server.client().await;
     let status = client.status().await.header.expect("a header");
-    assert!(
-        status.cluster_id != 0 && status.member_id != 0 && status.raft_term > 0,
-        "{status:?}"
-    );
+    assert!(status.cluster_id != 0 && status.member_id != 0 && status.raft_term > 0, "{status:?}");
     let headers = [
         client.put(put("a", "")).await.expect("accepted").header,
         client.range(key("a")).await.expect("answered").header,
-        client
-            .txn(txn([put_op(put("a", ""))]))
-            .await
-            .expect("accepted")
-            .header,
+        client.txn(txn([put_op(put("a", ""))])).await.expect("accepted").header,
         client.delete(delete("a")).await.expect("accepted").header,
         client.compact(2).await.expect("compacted").header,
         client.grant(1, 600).await.expect("granted").header,
-        client
-            .time_to_live(1, false)
-            .await
-            .expect("answered")
-            .header,
+        client.time_to_live(1, false).await.expect("answered").header,
         client.keep_alive(1).await.expect("renewed").header,
-        client
-            .leases_request(Default::default())
-            .await
-            .expect("listed")
-            .header,
+        client.leases_request(Default::default()).await.expect("listed").header,
         client.revoke(1).await.expect("revoked").header,
-        client
-            .hash(Default::default())
-            .await
-            .expect("hashed")
-            .header,
+        client.hash(Default::default()).await.expect("hashed").header,
         client.hash_kv(0).await.expect("hashed").header,
-        client
-            .alarm(AlarmAction::Get, e2d_api::etcdserverpb::AlarmType::None, 0)
-            .await
-            .expect("listed")
-            .header,
+        client.alarm(AlarmAction::Get, e2d_api::etcdserverpb::AlarmType::None, 0).await.expect("listed").header,
     ];
     for (index, header) in headers.into_iter().enumerate() {
         let header = header.unwrap_or_else(|| panic!("answer {index} has no header"));
@@ -80,16 +57,9 @@ async fn a_write_that_changes_something_makes_exactly_one_revision() {
     };
     let client = server.client().await;
     assert_eq!(client.put_ok("a", "same").await, 2);
-    assert_eq!(
-        client.put_ok("a", "same").await,
-        3,
-        "an equal value is a write too"
-    );
+    assert_eq!(client.put_ok("a", "same").await, 3, "an equal value is a write too");
     assert_eq!(client.put_ok("b", "").await, 4);
-    let deleted = client
-        .delete(delete_keys("a", "z"))
-        .await
-        .expect("accepted");
+    let deleted = client.delete(delete_keys("a", "z")).await.expect("accepted");
     assert_eq!((revision(&deleted.header), deleted.deleted), (5, 2));
 }
 
@@ -102,25 +72,10 @@ async fn a_write_that_changes_nothing_makes_no_revision() {
     client.put_ok("a", "").await;
     let deleted = client.delete(delete("b")).await.expect("accepted");
     assert_eq!((revision(&deleted.header), deleted.deleted), (2, 0));
-    let deleted = client
-        .delete(delete_keys("z", "a"))
-        .await
-        .expect("an inverted range is no error");
+    let deleted = client.delete(delete_keys("z", "a")).await.expect("an inverted range is no error");
     assert_eq!((revision(&deleted.header), deleted.deleted), (2, 0));
-    assert_eq!(
-        revision(
-            &client
-                .txn(txn([]))
-                .await
-                .expect("an empty txn is no error")
-                .header
-        ),
-        2
-    );
-    let answer = client
-        .txn(txn([delete_op(delete("b")), range_op(key("a"))]))
-        .await
-        .expect("accepted");
+    assert_eq!(revision(&client.txn(txn([])).await.expect("an empty txn is no error").header), 2);
+    let answer = client.txn(txn([delete_op(delete("b")), range_op(key("a"))])).await.expect("accepted");
     assert_eq!(revision(&answer.header), 2);
     assert_eq!(client.revision().await, 2);
 }
@@ -148,21 +103,9 @@ async fn an_empty_key_is_refused() {
         return;
     };
     let client = server.client().await;
-    refused(
-        client.put(put("", "v")).await,
-        Code::InvalidArgument,
-        KEY_NOT_PROVIDED,
-    );
-    refused(
-        client.delete(delete("")).await,
-        Code::InvalidArgument,
-        KEY_NOT_PROVIDED,
-    );
-    refused(
-        client.delete(delete_keys("", "\0")).await,
-        Code::InvalidArgument,
-        KEY_NOT_PROVIDED,
-    );
+    refused(client.put(put("", "v")).await, Code::InvalidArgument, KEY_NOT_PROVIDED);
+    refused(client.delete(delete("")).await, Code::InvalidArgument, KEY_NOT_PROVIDED);
+    refused(client.delete(delete_keys("", "\0")).await, Code::InvalidArgument, KEY_NOT_PROVIDED);
     assert_eq!(client.revision().await, 1);
 }
 
@@ -172,25 +115,10 @@ async fn an_ignored_value_or_lease_must_not_be_given() {
         return;
     };
     let client = server.client().await;
-    let request = PutRequest {
-        ignore_value: true,
-        ..put("a", "v")
-    };
-    refused(
-        client.put(request).await,
-        Code::InvalidArgument,
-        "etcdserver: value is provided",
-    );
-    let request = PutRequest {
-        ignore_lease: true,
-        lease: 1,
-        ..put("a", "v")
-    };
-    refused(
-        client.put(request).await,
-        Code::InvalidArgument,
-        "etcdserver: lease is provided",
-    );
+    let request = PutRequest { ignore_value: true, ..put("a", "v") };
+    refused(client.put(request).await, Code::InvalidArgument, "etcdserver: value is provided");
+    let request = PutRequest { ignore_lease: true, lease: 1, ..put("a", "v") };
+    refused(client.put(request).await, Code::InvalidArgument, "etcdserver: lease is provided");
 }
 
 #[tokio::test]
@@ -199,35 +127,14 @@ async fn ignoring_value_or_lease_needs_the_key() {
         return;
     };
     let client = server.client().await;
-    let request = PutRequest {
-        ignore_value: true,
-        ..put("a", "")
-    };
-    refused(
-        client.put(request).await,
-        Code::InvalidArgument,
-        KEY_NOT_FOUND,
-    );
-    let request = PutRequest {
-        ignore_lease: true,
-        ..put("a", "v")
-    };
-    refused(
-        client.put(request).await,
-        Code::InvalidArgument,
-        KEY_NOT_FOUND,
-    );
+    let request = PutRequest { ignore_value: true, ..put("a", "") };
+    refused(client.put(request).await, Code::InvalidArgument, KEY_NOT_FOUND);
+    let request = PutRequest { ignore_lease: true, ..put("a", "v") };
+    refused(client.put(request).await, Code::InvalidArgument, KEY_NOT_FOUND);
     client.put_ok("a", "").await;
     client.delete_ok("a").await;
-    let request = PutRequest {
-        ignore_lease: true,
-        ..put("a", "v")
-    };
-    refused(
-        client.put(request).await,
-        Code::InvalidArgument,
-        KEY_NOT_FOUND,
-    );
+    let request = PutRequest { ignore_lease: true, ..put("a", "v") };
+    refused(client.put(request).await, Code::InvalidArgument, KEY_NOT_FOUND);
     assert_eq!(client.revision().await, 3, "a refused put writes nothing");
 }
 
@@ -239,45 +146,16 @@ async fn an_ignored_value_or_lease_stays() {
     let client = server.client().await;
     client.grant_ok(7).await;
     client.grant_ok(8).await;
-    client
-        .put(PutRequest {
-            lease: 7,
-            ..put("a", "v")
-        })
-        .await
-        .expect("accepted");
-    client
-        .put(PutRequest {
-            ignore_value: true,
-            lease: 8,
-            ..put("a", "")
-        })
-        .await
-        .expect("accepted");
+    client.put(PutRequest { lease: 7, ..put("a", "v") }).await.expect("accepted");
+    client.put(PutRequest { ignore_value: true, lease: 8, ..put("a", "") }).await.expect("accepted");
     let kv = client.get("a").await.expect("the key exists");
     assert_eq!((&kv.value[..], kv.lease, kv.version), (&b"v"[..], 8, 2));
-    client
-        .put(PutRequest {
-            ignore_lease: true,
-            ..put("a", "w")
-        })
-        .await
-        .expect("accepted");
+    client.put(PutRequest { ignore_lease: true, ..put("a", "w") }).await.expect("accepted");
     let kv = client.get("a").await.expect("the key exists");
     assert_eq!((&kv.value[..], kv.lease, kv.version), (&b"w"[..], 8, 3));
-    client
-        .put(PutRequest {
-            ignore_lease: true,
-            ignore_value: true,
-            ..put("a", "")
-        })
-        .await
-        .expect("accepted");
+    client.put(PutRequest { ignore_lease: true, ignore_value: true, ..put("a", "") }).await.expect("accepted");
     let kv = client.get("a").await.expect("the key exists");
-    assert_eq!(
-        (&kv.value[..], kv.lease, kv.version, kv.mod_revision),
-        (&b"w"[..], 8, 4, 5)
-    );
+    assert_eq!((&kv.value[..], kv.lease, kv.version, kv.mod_revision), (&b"w"[..], 8, 4, 5));
 }
 
 #[tokio::test]
@@ -286,16 +164,7 @@ async fn a_put_with_an_unknown_lease_is_refused_and_writes_nothing() {
         return;
     };
     let client = server.client().await;
-    refused(
-        client
-            .put(PutRequest {
-                lease: 9,
-                ..put("a", "v")
-            })
-            .await,
-        Code::NotFound,
-        LEASE_NOT_FOUND,
-    );
+    refused(client.put(PutRequest { lease: 9, ..put("a", "v") }).await, Code::NotFound, LEASE_NOT_FOUND);
     assert_eq!(client.get("a").await, None);
     assert_eq!(client.revision().await, 1);
 }
@@ -306,22 +175,10 @@ async fn prev_kv_is_the_state_before_the_put() {
         return;
     };
     let client = server.client().await;
-    let first = client
-        .put(PutRequest {
-            prev_kv: true,
-            ..put("a", "1")
-        })
-        .await
-        .expect("accepted");
+    let first = client.put(PutRequest { prev_kv: true, ..put("a", "1") }).await.expect("accepted");
     assert_eq!(first.prev_kv, None);
     let before = client.get("a").await;
-    let second = client
-        .put(PutRequest {
-            prev_kv: true,
-            ..put("a", "2")
-        })
-        .await
-        .expect("accepted");
+    let second = client.put(PutRequest { prev_kv: true, ..put("a", "2") }).await.expect("accepted");
     assert_eq!(second.prev_kv, before);
     let third = client.put(put("a", "3")).await.expect("accepted");
     assert_eq!(third.prev_kv, None, "only who asks gets it");
@@ -337,10 +194,7 @@ async fn prev_kvs_of_a_delete_are_the_deleted_keys_in_order() {
         client.put_ok(name, name).await;
     }
     let expected = client.range(keys("a", "d")).await.expect("answered").kvs;
-    let request = DeleteRangeRequest {
-        prev_kv: true,
-        ..delete_keys("a", "d")
-    };
+    let request = DeleteRangeRequest { prev_kv: true, ..delete_keys("a", "d") };
     let answer = client.delete(request).await.expect("accepted");
     assert_eq!((answer.deleted, answer.prev_kvs), (3, expected));
     let answer = client.delete(delete("x")).await.expect("accepted");
@@ -378,26 +232,15 @@ async fn acknowledged_writes_survive_a_kill_and_a_stop() {
     client.grant_ok(7).await;
     for number in 0..50 {
         client
-            .put(PutRequest {
-                lease: 7,
-                ..put(format!("{:02}", number % 20), format!("{number}"))
-            })
+            .put(PutRequest { lease: 7, ..put(format!("{:02}", number % 20), format!("{number}")) })
             .await
             .expect("accepted");
     }
     client.delete_ok("03").await;
-    client
-        .txn(txn([put_op(put("t1", "")), put_op(put("t2", ""))]))
-        .await
-        .expect("accepted");
+    client.txn(txn([put_op(put("t1", "")), put_op(put("t2", ""))])).await.expect("accepted");
     let before = client.range(all_keys()).await.expect("answered");
-    let at_40 = client
-        .range(e2d_api::etcdserverpb::RangeRequest {
-            revision: 40,
-            ..all_keys()
-        })
-        .await
-        .expect("answered");
+    let at_40 =
+        client.range(e2d_api::etcdserverpb::RangeRequest { revision: 40, ..all_keys() }).await.expect("answered");
     for end in ["kill", "stop"] {
         if end == "kill" {
             server.kill();
@@ -407,39 +250,14 @@ async fn acknowledged_writes_survive_a_kill_and_a_stop() {
         server.restart().await;
         let client = server.client().await;
         let after = client.range(all_keys()).await.expect("answered");
-        assert_eq!(
-            revision(&after.header),
-            revision(&before.header),
-            "after {end}"
-        );
-        assert_eq!(
-            (&after.kvs, after.count),
-            (&before.kvs, before.count),
-            "after {end}"
-        );
-        let header = (
-            after.header.expect("a header"),
-            before.header.expect("a header"),
-        );
-        assert_eq!(
-            (header.0.cluster_id, header.0.member_id),
-            (header.1.cluster_id, header.1.member_id)
-        );
-        let request = e2d_api::etcdserverpb::RangeRequest {
-            revision: 40,
-            ..all_keys()
-        };
-        assert_eq!(
-            client.range(request).await.expect("answered").kvs,
-            at_40.kvs,
-            "after {end}"
-        );
+        assert_eq!(revision(&after.header), revision(&before.header), "after {end}");
+        assert_eq!((&after.kvs, after.count), (&before.kvs, before.count), "after {end}");
+        let header = (after.header.expect("a header"), before.header.expect("a header"));
+        assert_eq!((header.0.cluster_id, header.0.member_id), (header.1.cluster_id, header.1.member_id));
+        let request = e2d_api::etcdserverpb::RangeRequest { revision: 40, ..all_keys() };
+        assert_eq!(client.range(request).await.expect("answered").kvs, at_40.kvs, "after {end}");
         let lease = client.time_to_live(7, true).await.expect("answered");
-        assert_eq!(
-            (lease.granted_ttl, lease.keys.len()),
-            (600, 19),
-            "after {end}"
-        );
+        assert_eq!((lease.granted_ttl, lease.keys.len()), (600, 19), "after {end}");
     }
 }
 
@@ -452,10 +270,7 @@ async fn the_revision_survives_a_restart_when_its_keys_are_gone() {
     client.put_ok("a", "").await;
     let last = client.delete_ok("a").await;
     client
-        .compact_request(e2d_api::etcdserverpb::CompactionRequest {
-            revision: last,
-            physical: true,
-        })
+        .compact_request(e2d_api::etcdserverpb::CompactionRequest { revision: last, physical: true })
         .await
         .expect("compacted");
     server.kill();

@@ -15,14 +15,8 @@ async fn a_request_may_be_as_large_as_the_limit() {
     let client = server.client().await;
     // The limit is 1.5 MiB for the request as it is logged, a few dozen bytes more than the value.
     client.put_ok("a", vec![b'v'; (1536 << 10) - 100]).await;
-    refused(
-        client.put(put("a", vec![b'v'; (1536 << 10) + 1])).await,
-        Code::InvalidArgument,
-        TOO_LARGE,
-    );
-    let ops: Vec<_> = (0..3)
-        .map(|number| put_op(put(format!("{number}"), vec![b'v'; 600 << 10])))
-        .collect();
+    refused(client.put(put("a", vec![b'v'; (1536 << 10) + 1])).await, Code::InvalidArgument, TOO_LARGE);
+    let ops: Vec<_> = (0..3).map(|number| put_op(put(format!("{number}"), vec![b'v'; 600 << 10]))).collect();
     refused(client.txn(txn(ops)).await, Code::InvalidArgument, TOO_LARGE);
     assert_eq!(client.revision().await, 2);
 }
@@ -34,11 +28,7 @@ async fn max_request_bytes_is_a_flag() {
     };
     let client = server.client().await;
     client.put_ok("a", [b'v'; 9900]).await;
-    refused(
-        client.put(put("a", [b'v'; 10001])).await,
-        Code::InvalidArgument,
-        TOO_LARGE,
-    );
+    refused(client.put(put("a", [b'v'; 10001])).await, Code::InvalidArgument, TOO_LARGE);
 }
 
 #[tokio::test]
@@ -47,15 +37,9 @@ async fn a_message_beyond_the_limit_of_the_transport_is_refused() {
         return;
     };
     let client = server.client().await;
-    let status = client
-        .put(put("a", vec![b'v'; 3 << 20]))
-        .await
-        .expect_err("too large");
+    let status = client.put(put("a", vec![b'v'; 3 << 20])).await.expect_err("too large");
     let text = "grpc: received message larger than max (3145736 vs. 2097152)";
-    assert_eq!(
-        (status.code(), status.message()),
-        (Code::ResourceExhausted, text)
-    );
+    assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, text));
     assert_eq!(client.put_ok("a", "").await, 2, "the connection goes on");
 }
 
@@ -76,14 +60,7 @@ async fn an_unknown_method_is_unimplemented() {
         return;
     };
     // Clients try newer methods and fall back on this code.
-    for path in [
-        "/etcdserverpb.KV/NoSuchMethod",
-        "/etcdserverpb.NoSuchService/Method",
-    ] {
-        assert_eq!(
-            Client::call_unknown(&server.url(), path).await.code(),
-            Code::Unimplemented,
-            "{path}"
-        );
+    for path in ["/etcdserverpb.KV/NoSuchMethod", "/etcdserverpb.NoSuchService/Method"] {
+        assert_eq!(Client::call_unknown(&server.url(), path).await.code(), Code::Unimplemented, "{path}");
     }
 }

@@ -65,28 +65,16 @@ impl Program {
 
 /// The path that an environment variable names, or why there is none.
 pub fn binary_named_by(variable: &str) -> Result<PathBuf, String> {
-    let path: OsString = env::var_os(variable)
-        .filter(|v| !v.is_empty())
-        .ok_or(format!("{variable} is not set"))?;
+    let path: OsString = env::var_os(variable).filter(|v| !v.is_empty()).ok_or(format!("{variable} is not set"))?;
     let path = PathBuf::from(path);
-    if path.is_file() {
-        Ok(path)
-    } else {
-        Err(format!(
-            "{variable} names {}, which is no file",
-            path.display()
-        ))
-    }
+    if path.is_file() { Ok(path) } else { Err(format!("{variable} names {}, which is no file", path.display())) }
 }
 
 /// Reports that a test cannot run here. A run that must be complete says `E2D_REQUIRE_ALL=1`, and then this fails.
 #[track_caller]
 pub fn skip(why: &str) {
     note(&format!("SKIPPED: {why}"));
-    assert!(
-        env::var("E2D_REQUIRE_ALL").as_deref() != Ok("1"),
-        "E2D_REQUIRE_ALL=1, but: {why}"
-    );
+    assert!(env::var("E2D_REQUIRE_ALL").as_deref() != Ok("1"), "E2D_REQUIRE_ALL=1, but: {why}");
 }
 
 /// Prints a line around the capture of the test harness, which hides what a test that passes has printed.
@@ -142,10 +130,7 @@ impl Server {
     }
 
     fn spawn(program: Program, flags: &[&str]) -> Server {
-        let dir = tempfile::Builder::new()
-            .prefix("e2d-it-")
-            .tempdir()
-            .expect("a temporary directory");
+        let dir = tempfile::Builder::new().prefix("e2d-it-").tempdir().expect("a temporary directory");
         let (client_port, peer_port) = (free_port(), free_port());
         let client_url = format!("http://127.0.0.1:{client_port}");
         let peer_url = format!("http://127.0.0.1:{peer_port}");
@@ -159,30 +144,17 @@ impl Server {
             format!("--initial-cluster=it={peer_url}"),
         ];
         let name = |flag: &str| flag.split('=').next().map(str::to_owned);
-        let mut all: Vec<String> = usual
-            .into_iter()
-            .filter(|usual| !flags.iter().any(|flag| name(flag) == name(usual)))
-            .collect();
+        let mut all: Vec<String> =
+            usual.into_iter().filter(|usual| !flags.iter().any(|flag| name(flag) == name(usual))).collect();
         all.extend(flags.iter().map(|&flag| flag.to_owned()));
 
-        let mut server = Server {
-            program,
-            flags: all,
-            client_port,
-            peer_port,
-            child: None,
-            dir,
-        };
+        let mut server = Server { program, flags: all, client_port, peer_port, child: None, dir };
         server.launch();
         server
     }
 
     fn launch(&mut self) {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.log_path())
-            .expect("the log file opens");
+        let log = File::options().create(true).append(true).open(self.log_path()).expect("the log file opens");
         let child = self
             .program
             .command()
@@ -201,10 +173,7 @@ impl Server {
     /// Most tests are about answers, and those about crashes say `--unsafe-no-fsync=false`. A variable and not a flag,
     /// because etcd 3.4 ignores variables that it does not know and refuses flags.
     fn environment(&self) -> Option<(&'static str, &'static str)> {
-        let given = self
-            .flags
-            .iter()
-            .any(|flag| flag.starts_with("--unsafe-no-fsync"));
+        let given = self.flags.iter().any(|flag| flag.starts_with("--unsafe-no-fsync"));
         (!given).then_some(("ETCD_UNSAFE_NO_FSYNC", "true"))
     }
 
@@ -257,16 +226,12 @@ impl Server {
 
     /// A new connection.
     pub async fn client(&self) -> Client {
-        Client::connect(&self.url())
-            .await
-            .unwrap_or_else(|error| panic!("connecting to {}: {error}", self.url()))
+        Client::connect(&self.url()).await.unwrap_or_else(|error| panic!("connecting to {}: {error}", self.url()))
     }
 
     /// Everything the server has printed, across restarts.
     pub fn log(&self) -> String {
-        fs::read(self.log_path())
-            .map(|log| String::from_utf8_lossy(&log).into_owned())
-            .unwrap_or_default()
+        fs::read(self.log_path()).map(|log| String::from_utf8_lossy(&log).into_owned()).unwrap_or_default()
     }
 
     /// Ends the process as a power button would: nothing of it runs any more.
@@ -286,10 +251,7 @@ impl Server {
             if let Some(status) = self.exited() {
                 return status;
             }
-            assert!(
-                Instant::now() < deadline,
-                "the server did not stop within {PATIENCE:?} of SIGTERM"
-            );
+            assert!(Instant::now() < deadline, "the server did not stop within {PATIENCE:?} of SIGTERM");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -305,11 +267,7 @@ impl Server {
 
     /// The exit status, once the process has ended. It can be restarted from then on.
     pub fn exited(&mut self) -> Option<ExitStatus> {
-        let status = self
-            .child
-            .as_mut()?
-            .try_wait()
-            .expect("the process is ours")?;
+        let status = self.child.as_mut()?.try_wait().expect("the process is ours")?;
         self.child = None;
         Some(status)
     }
@@ -330,12 +288,7 @@ impl Drop for Server {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
             let tail = &lines[lines.len().saturating_sub(20)..];
-            eprintln!(
-                "--- the last {} lines of {:?} ---\n{}\n---",
-                tail.len(),
-                self.program,
-                tail.join("\n")
-            );
+            eprintln!("--- the last {} lines of {:?} ---\n{}\n---", tail.len(), self.program, tail.join("\n"));
         }
     }
 }

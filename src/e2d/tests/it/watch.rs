@@ -19,16 +19,8 @@ const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
 /// `PUT a@3` for a put of `a` at revision 3.
 fn text(event: &Event) -> String {
     let kv = event.kv.as_ref().expect("an event has a key");
-    let kind = if event.r#type() == EventType::Put {
-        "PUT"
-    } else {
-        "DELETE"
-    };
-    format!(
-        "{kind} {}@{}",
-        String::from_utf8_lossy(&kv.key),
-        kv.mod_revision
-    )
+    let kind = if event.r#type() == EventType::Put { "PUT" } else { "DELETE" };
+    format!("{kind} {}@{}", String::from_utf8_lossy(&kv.key), kv.mod_revision)
 }
 
 fn texts(events: &[Event]) -> Vec<String> {
@@ -37,38 +29,17 @@ fn texts(events: &[Event]) -> Vec<String> {
 
 /// Reads messages until every watch has the number of events that is expected of it. Each message must be whole: the
 /// events of one revision stand in one message.
-async fn collect(
-    stream: &mut WatchStream,
-    expected: &[(i64, usize)],
-) -> BTreeMap<i64, Vec<String>> {
-    let mut found: BTreeMap<i64, Vec<String>> =
-        expected.iter().map(|&(id, _)| (id, Vec::new())).collect();
+async fn collect(stream: &mut WatchStream, expected: &[(i64, usize)]) -> BTreeMap<i64, Vec<String>> {
+    let mut found: BTreeMap<i64, Vec<String>> = expected.iter().map(|&(id, _)| (id, Vec::new())).collect();
     let mut last: BTreeMap<i64, i64> = BTreeMap::new();
     while expected.iter().any(|&(id, count)| found[&id].len() < count) {
         let message = stream.message().await;
-        assert!(
-            !message.events.is_empty(),
-            "expected events, found {message:?}"
-        );
-        let revisions = message
-            .events
-            .iter()
-            .filter_map(|event| event.kv.as_ref())
-            .map(|kv| kv.mod_revision);
-        let (min, max) = (
-            revisions.clone().min().expect("events"),
-            revisions.max().expect("events"),
-        );
-        assert!(
-            last.get(&message.watch_id)
-                .is_none_or(|&before| before < min),
-            "revision {min} was split or repeated"
-        );
+        assert!(!message.events.is_empty(), "expected events, found {message:?}");
+        let revisions = message.events.iter().filter_map(|event| event.kv.as_ref()).map(|kv| kv.mod_revision);
+        let (min, max) = (revisions.clone().min().expect("events"), revisions.max().expect("events"));
+        assert!(last.get(&message.watch_id).is_none_or(|&before| before < min), "revision {min} was split or repeated");
         last.insert(message.watch_id, max);
-        found
-            .get_mut(&message.watch_id)
-            .expect("a watch of ours")
-            .extend(texts(&message.events));
+        found.get_mut(&message.watch_id).expect("a watch of ours").extend(texts(&message.events));
     }
     found
 }
@@ -82,21 +53,9 @@ async fn created_comes_first_with_the_current_revision() {
     client.put_ok("a", "").await;
     client.put_ok("a", "").await;
     let mut stream = client.watch_stream();
-    let created = stream
-        .create(WatchCreateRequest {
-            start_revision: 2,
-            ..watch("a")
-        })
-        .await;
-    assert_eq!(
-        (created.watch_id, created.created, created.canceled),
-        (0, true, false)
-    );
-    assert!(
-        created.events.is_empty()
-            && created.compact_revision == 0
-            && created.cancel_reason.is_empty()
-    );
+    let created = stream.create(WatchCreateRequest { start_revision: 2, ..watch("a") }).await;
+    assert_eq!((created.watch_id, created.created, created.canceled), (0, true, false));
+    assert!(created.events.is_empty() && created.compact_revision == 0 && created.cancel_reason.is_empty());
     let header = created.header.expect("a header");
     assert_eq!(header.revision, 3);
     assert!(header.cluster_id != 0 && header.member_id != 0 && header.raft_term != 0);
@@ -112,26 +71,10 @@ async fn ids_count_up_from_0_and_skip_those_in_use() {
     let client = server.client().await;
     let mut stream = client.watch_stream();
     assert_eq!(stream.created(watch("a")).await, 0);
-    assert_eq!(
-        stream
-            .created(WatchCreateRequest {
-                watch_id: 2,
-                ..watch("a")
-            })
-            .await,
-        2
-    );
+    assert_eq!(stream.created(WatchCreateRequest { watch_id: 2, ..watch("a") }).await, 2);
     assert_eq!(stream.created(watch("a")).await, 1);
     assert_eq!(stream.created(watch("a")).await, 3);
-    assert_eq!(
-        stream
-            .created(WatchCreateRequest {
-                watch_id: -7,
-                ..watch("a")
-            })
-            .await,
-        -7
-    );
+    assert_eq!(stream.created(WatchCreateRequest { watch_id: -7, ..watch("a") }).await, -7);
     // Another stream counts for itself.
     assert_eq!(client.watch_stream().created(watch("a")).await, 0);
 }
@@ -176,13 +119,7 @@ async fn an_empty_key_means_the_first_key() {
 #[track_caller]
 fn canceled_at_once(answer: &WatchResponse, reason: &str) {
     assert_eq!(
-        (
-            answer.watch_id,
-            answer.created,
-            answer.canceled,
-            answer.cancel_reason.as_str(),
-            answer.compact_revision
-        ),
+        (answer.watch_id, answer.created, answer.canceled, answer.cancel_reason.as_str(), answer.compact_revision),
         (-1, true, true, reason, 0)
     );
 }
@@ -194,32 +131,11 @@ async fn a_watch_that_cannot_be_is_created_and_canceled() {
     };
     let client = server.client().await;
     let mut stream = client.watch_stream();
-    stream
-        .created(WatchCreateRequest {
-            watch_id: 5,
-            ..watch("a")
-        })
-        .await;
-    canceled_at_once(
-        &stream
-            .create(WatchCreateRequest {
-                watch_id: 5,
-                ..watch("b")
-            })
-            .await,
-        DUPLICATE_ID,
-    );
+    stream.created(WatchCreateRequest { watch_id: 5, ..watch("a") }).await;
+    canceled_at_once(&stream.create(WatchCreateRequest { watch_id: 5, ..watch("b") }).await, DUPLICATE_ID);
     canceled_at_once(&stream.create(watch_keys("b", "a")).await, EMPTY_RANGE);
     canceled_at_once(&stream.create(watch_keys("b", "b")).await, EMPTY_RANGE);
-    canceled_at_once(
-        &stream
-            .create(WatchCreateRequest {
-                start_revision: -1,
-                ..watch("a")
-            })
-            .await,
-        COMPACTED,
-    );
+    canceled_at_once(&stream.create(WatchCreateRequest { start_revision: -1, ..watch("a") }).await, COMPACTED);
     // The stream stays open, and the watch with the duplicate id as it was.
     client.put_ok("a", "").await;
     assert_eq!(texts(&stream.events(5).await), ["PUT a@2"]);
@@ -236,35 +152,14 @@ async fn a_start_below_the_compaction_is_canceled_with_its_revision() {
     }
     client.compact(3).await.expect("compacted");
     let mut stream = client.watch_stream();
-    let id = stream
-        .created(WatchCreateRequest {
-            start_revision: 2,
-            ..watch("a")
-        })
-        .await;
+    let id = stream.created(WatchCreateRequest { start_revision: 2, ..watch("a") }).await;
     let canceled = stream.message().await;
-    assert_eq!(
-        (canceled.watch_id, canceled.created, canceled.canceled),
-        (id, false, true)
-    );
-    assert_eq!(
-        (canceled.compact_revision, canceled.cancel_reason.as_str()),
-        (3, ""),
-        "the revision is the reason"
-    );
+    assert_eq!((canceled.watch_id, canceled.created, canceled.canceled), (id, false, true));
+    assert_eq!((canceled.compact_revision, canceled.cancel_reason.as_str()), (3, ""), "the revision is the reason");
     assert!(canceled.events.is_empty());
-    assert_eq!(
-        revision(&canceled.header),
-        0,
-        "the header tells no revision"
-    );
+    assert_eq!(revision(&canceled.header), 0, "the header tells no revision");
     // At the compaction revision itself nothing is missing.
-    let id = stream
-        .created(WatchCreateRequest {
-            start_revision: 3,
-            ..watch("a")
-        })
-        .await;
+    let id = stream.created(WatchCreateRequest { start_revision: 3, ..watch("a") }).await;
     let found = collect(&mut stream, &[(id, 2)]).await;
     assert_eq!(found[&id], ["PUT a@3", "PUT a@4"]);
 }
@@ -274,9 +169,7 @@ async fn a_watch_that_was_canceled_below_the_compaction_is_forgotten() {
     let Some(server) = Server::target(&[]).await else {
         return;
     };
-    if server.differs_on_reference(
-        "it grants the stream no progress until the client cancels",
-    ) {
+    if server.differs_on_reference("it grants the stream no progress until the client cancels") {
         return;
     }
     let client = server.client().await;
@@ -286,22 +179,11 @@ async fn a_watch_that_was_canceled_below_the_compaction_is_forgotten() {
     client.compact(3).await.expect("compacted");
     let mut stream = client.watch_stream();
     let live = stream.created(watch("a")).await;
-    stream
-        .created(WatchCreateRequest {
-            start_revision: 2,
-            watch_id: 9,
-            ..watch("a")
-        })
-        .await;
+    stream.created(WatchCreateRequest { start_revision: 2, watch_id: 9, ..watch("a") }).await;
     assert!(stream.message().await.canceled);
     assert_eq!(stream.progress().await, 4);
     // The id stays taken until the client cancels it, as in etcd.
-    stream
-        .created(WatchCreateRequest {
-            watch_id: 8,
-            ..watch("a")
-        })
-        .await;
+    stream.created(WatchCreateRequest { watch_id: 8, ..watch("a") }).await;
     client.put_ok("a", "4").await;
     let found = collect(&mut stream, &[(live, 1), (8, 1)]).await;
     assert_eq!(found[&8], ["PUT a@5"]);
@@ -316,18 +198,10 @@ async fn a_delete_at_the_compaction_revision_is_still_told() {
     client.put_ok("a", "").await;
     let deleted = client.delete_ok("a").await;
     client.put_ok("b", "").await;
-    let request = e2d_api::etcdserverpb::CompactionRequest {
-        revision: deleted,
-        physical: true,
-    };
+    let request = e2d_api::etcdserverpb::CompactionRequest { revision: deleted, physical: true };
     client.compact_request(request).await.expect("compacted");
     let mut stream = client.watch_stream();
-    let id = stream
-        .created(WatchCreateRequest {
-            start_revision: deleted,
-            ..watch_keys("\0", "\0")
-        })
-        .await;
+    let id = stream.created(WatchCreateRequest { start_revision: deleted, ..watch_keys("\0", "\0") }).await;
     let found = collect(&mut stream, &[(id, 2)]).await;
     assert_eq!(found[&id], ["DELETE a@3", "PUT b@4"]);
 }
@@ -343,23 +217,12 @@ async fn a_cancel_is_answered_once_and_an_unknown_id_never() {
     stream.send_cancel(99);
     stream.send_cancel(id);
     let canceled = stream.message().await;
-    assert_eq!(
-        (canceled.watch_id, canceled.created, canceled.canceled),
-        (id, false, true)
-    );
-    assert_eq!(
-        (canceled.cancel_reason.as_str(), canceled.compact_revision),
-        ("", 0)
-    );
+    assert_eq!((canceled.watch_id, canceled.created, canceled.canceled), (id, false, true));
+    assert_eq!((canceled.cancel_reason.as_str(), canceled.compact_revision), ("", 0));
     stream.send_cancel(id);
     client.put_ok("a", "").await;
     // The stream is still open, and nothing of the canceled watch stands before the next answer.
-    let next = stream
-        .created(WatchCreateRequest {
-            start_revision: 2,
-            ..watch("a")
-        })
-        .await;
+    let next = stream.created(WatchCreateRequest { start_revision: 2, ..watch("a") }).await;
     assert_eq!(texts(&stream.events(next).await), ["PUT a@2"]);
 }
 
@@ -370,23 +233,10 @@ async fn a_canceled_id_may_be_used_again() {
     };
     let client = server.client().await;
     let mut stream = client.watch_stream();
-    stream
-        .created(WatchCreateRequest {
-            watch_id: 5,
-            ..watch("a")
-        })
-        .await;
+    stream.created(WatchCreateRequest { watch_id: 5, ..watch("a") }).await;
     stream.send_cancel(5);
     assert!(stream.message().await.canceled);
-    assert_eq!(
-        stream
-            .created(WatchCreateRequest {
-                watch_id: 5,
-                ..watch("b")
-            })
-            .await,
-        5
-    );
+    assert_eq!(stream.created(WatchCreateRequest { watch_id: 5, ..watch("b") }).await, 5);
     client.put_ok("a", "").await;
     client.put_ok("b", "").await;
     assert_eq!(texts(&stream.events(5).await), ["PUT b@3"]);
@@ -401,13 +251,7 @@ async fn an_event_carries_the_key_as_written() {
     client.grant_ok(7).await;
     let mut stream = client.watch_stream();
     let id = stream.created(watch("a")).await;
-    client
-        .put(PutRequest {
-            lease: 7,
-            ..put("a", "1")
-        })
-        .await
-        .expect("accepted");
+    client.put(PutRequest { lease: 7, ..put("a", "1") }).await.expect("accepted");
     client.put_ok("a", "2").await;
     client.delete_ok("a").await;
     let mut events = Vec::new();
@@ -415,27 +259,14 @@ async fn an_event_carries_the_key_as_written() {
         events.extend(stream.events(id).await);
     }
     let kv = events[0].kv.clone().expect("a key");
-    assert_eq!(
-        (&kv.key[..], &kv.value[..], kv.lease),
-        (&b"a"[..], &b"1"[..], 7)
-    );
+    assert_eq!((&kv.key[..], &kv.value[..], kv.lease), (&b"a"[..], &b"1"[..], 7));
     assert_eq!((kv.create_revision, kv.mod_revision, kv.version), (2, 2, 1));
     let kv = events[1].kv.clone().expect("a key");
-    assert_eq!(
-        (kv.create_revision, kv.mod_revision, kv.version, kv.lease),
-        (2, 3, 2, 0)
-    );
+    assert_eq!((kv.create_revision, kv.mod_revision, kv.version, kv.lease), (2, 3, 2, 0));
     // A delete tells the key and when, and nothing else.
     let kv = events[2].kv.clone().expect("a key");
     assert_eq!(events[2].r#type(), EventType::Delete);
-    assert_eq!(
-        kv,
-        e2d_api::mvccpb::KeyValue {
-            key: b("a"),
-            mod_revision: 4,
-            ..Default::default()
-        }
-    );
+    assert_eq!(kv, e2d_api::mvccpb::KeyValue { key: b("a"), mod_revision: 4, ..Default::default() });
     assert!(events.iter().all(|event| event.prev_kv.is_none()));
 }
 
@@ -446,40 +277,19 @@ async fn prev_kv_is_told_to_who_asks() {
     };
     let client = server.client().await;
     let mut stream = client.watch_stream();
-    let id = stream
-        .created(WatchCreateRequest {
-            prev_kv: true,
-            ..watch("a")
-        })
-        .await;
+    let id = stream.created(WatchCreateRequest { prev_kv: true, ..watch("a") }).await;
     client.put_ok("a", "1").await;
     let first = client.get("a").await;
-    assert_eq!(
-        stream.events(id).await[0].prev_kv,
-        None,
-        "a create has none"
-    );
+    assert_eq!(stream.events(id).await[0].prev_kv, None, "a create has none");
     client.put_ok("a", "2").await;
     let second = client.get("a").await;
     assert_eq!(stream.events(id).await[0].prev_kv, first);
     client.delete_ok("a").await;
     assert_eq!(stream.events(id).await[0].prev_kv, second);
     // In a catch-up as well.
-    let late = stream
-        .created(WatchCreateRequest {
-            prev_kv: true,
-            start_revision: 3,
-            ..watch("a")
-        })
-        .await;
+    let late = stream.created(WatchCreateRequest { prev_kv: true, start_revision: 3, ..watch("a") }).await;
     let events = stream.events(late).await;
-    assert_eq!(
-        events
-            .iter()
-            .map(|event| event.prev_kv.clone())
-            .collect::<Vec<_>>(),
-        [first, second]
-    );
+    assert_eq!(events.iter().map(|event| event.prev_kv.clone()).collect::<Vec<_>>(), [first, second]);
 }
 
 #[tokio::test]
@@ -493,20 +303,11 @@ async fn prev_kv_is_absent_once_it_is_compacted() {
     client.put_ok("a", "3").await;
     client.compact(3).await.expect("compacted");
     let mut stream = client.watch_stream();
-    let id = stream
-        .created(WatchCreateRequest {
-            prev_kv: true,
-            start_revision: 3,
-            ..watch("a")
-        })
-        .await;
+    let id = stream.created(WatchCreateRequest { prev_kv: true, start_revision: 3, ..watch("a") }).await;
     let events = stream.events(id).await;
     assert_eq!(texts(&events), ["PUT a@3", "PUT a@4"]);
     assert_eq!(events[0].prev_kv, None);
-    assert_eq!(
-        events[1].prev_kv.as_ref().expect("not compacted").value,
-        "2"
-    );
+    assert_eq!(events[1].prev_kv.as_ref().expect("not compacted").value, "2");
 }
 
 #[tokio::test]
@@ -522,24 +323,13 @@ async fn filters_drop_events() {
     };
     let deletes = stream.created(filtered(&[FilterType::Noput])).await;
     let puts = stream.created(filtered(&[FilterType::Nodelete])).await;
-    let nothing = stream
-        .created(filtered(&[FilterType::Noput, FilterType::Nodelete]))
-        .await;
-    let late = stream
-        .created(WatchCreateRequest {
-            start_revision: 2,
-            ..filtered(&[FilterType::Noput])
-        })
-        .await;
+    let nothing = stream.created(filtered(&[FilterType::Noput, FilterType::Nodelete])).await;
+    let late = stream.created(WatchCreateRequest { start_revision: 2, ..filtered(&[FilterType::Noput]) }).await;
     client.put_ok("a", "").await;
     client.delete_ok("a").await;
     client.put_ok("a", "").await;
     client.delete_ok("a").await;
-    let found = collect(
-        &mut stream,
-        &[(deletes, 2), (puts, 2), (nothing, 0), (late, 2)],
-    )
-    .await;
+    let found = collect(&mut stream, &[(deletes, 2), (puts, 2), (nothing, 0), (late, 2)]).await;
     assert_eq!(found[&deletes], ["DELETE a@3", "DELETE a@5"]);
     assert_eq!(found[&puts], ["PUT a@2", "PUT a@4"]);
     assert_eq!(found[&late], ["DELETE a@3", "DELETE a@5"]);
@@ -558,11 +348,7 @@ async fn the_header_tells_the_revision_of_the_events() {
         client.put_ok("a", "").await;
         client.put_ok("b", "").await;
         let message = stream.message().await;
-        assert_eq!(
-            (message.watch_id, message.events.len()),
-            (id, 1),
-            "one revision, one message"
-        );
+        assert_eq!((message.watch_id, message.events.len()), (id, 1), "one revision, one message");
         assert_eq!(revision(&message.header), expected * 2 - 2);
     }
 }
@@ -577,12 +363,7 @@ async fn the_header_of_a_catch_up_tells_the_current_revision() {
         client.put_ok(name, "").await;
     }
     let mut stream = client.watch_stream();
-    stream
-        .created(WatchCreateRequest {
-            start_revision: 2,
-            ..watch("a")
-        })
-        .await;
+    stream.created(WatchCreateRequest { start_revision: 2, ..watch("a") }).await;
     let message = stream.message().await;
     assert_eq!(texts(&message.events), ["PUT a@2", "PUT a@3"]);
     assert_eq!(revision(&message.header), 5);
@@ -597,20 +378,12 @@ async fn a_catch_up_is_complete_and_never_splits_a_revision() {
     let mut expected = Vec::new();
     for number in 0..30 {
         let names: Vec<_> = (0..100).map(|key| format!("{key}")).collect();
-        let ops: Vec<_> = names
-            .iter()
-            .map(|name| put_op(put(name, format!("{number}"))))
-            .collect();
+        let ops: Vec<_> = names.iter().map(|name| put_op(put(name, format!("{number}")))).collect();
         let at = revision(&client.txn(txn(ops)).await.expect("accepted").header);
         expected.extend(names.iter().map(|name| format!("PUT {name}@{at}")));
     }
     let mut stream = client.watch_stream();
-    let id = stream
-        .created(WatchCreateRequest {
-            start_revision: 1,
-            ..watch_keys("\0", "\0")
-        })
-        .await;
+    let id = stream.created(WatchCreateRequest { start_revision: 1, ..watch_keys("\0", "\0") }).await;
     let found = collect(&mut stream, &[(id, expected.len())]).await;
     assert_eq!(found[&id], expected);
 }
@@ -629,37 +402,21 @@ async fn a_catch_up_meets_new_writes_without_a_gap_or_a_repetition() {
     for number in 0..1500 {
         if number % 300 == 0 {
             let start = 2 + number;
-            stream.send_create(WatchCreateRequest {
-                start_revision: start,
-                watch_id: start,
-                ..watch("a")
-            });
+            stream.send_create(WatchCreateRequest { start_revision: start, watch_id: start, ..watch("a") });
             watches.push((start, (3001 - start + 1) as usize));
         }
         client.put_ok("a", "").await;
     }
     let mut created = 0;
     let mut found: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
-    while created < watches.len()
-        || watches
-            .iter()
-            .any(|&(id, count)| found.get(&id).map_or(0, Vec::len) < count)
-    {
+    while created < watches.len() || watches.iter().any(|&(id, count)| found.get(&id).map_or(0, Vec::len) < count) {
         let message = stream.message().await;
         created += usize::from(message.created);
-        let revisions = message
-            .events
-            .iter()
-            .filter_map(|event| event.kv.as_ref())
-            .map(|kv| kv.mod_revision);
+        let revisions = message.events.iter().filter_map(|event| event.kv.as_ref()).map(|kv| kv.mod_revision);
         found.entry(message.watch_id).or_default().extend(revisions);
     }
     for (id, _) in watches {
-        assert_eq!(
-            found[&id],
-            (id..=3001).collect::<Vec<_>>(),
-            "the watch from {id}"
-        );
+        assert_eq!(found[&id], (id..=3001).collect::<Vec<_>>(), "the watch from {id}");
     }
 }
 
@@ -670,12 +427,7 @@ async fn a_future_start_is_silent_until_it_is_reached() {
     };
     let client = server.client().await;
     let mut stream = client.watch_stream();
-    let future = stream
-        .created(WatchCreateRequest {
-            start_revision: 4,
-            ..watch("a")
-        })
-        .await;
+    let future = stream.created(WatchCreateRequest { start_revision: 4, ..watch("a") }).await;
     let now = stream.created(watch("a")).await;
     for _ in 2..=5 {
         client.put_ok("a", "").await;
@@ -704,11 +456,7 @@ async fn progress_follows_every_event_it_covers() {
             let message = stream.message().await;
             if message.watch_id == -1 {
                 let at = revision(&message.header);
-                assert!(
-                    at == expected && seen == ids.len(),
-                    "progress to {at} after {seen} of {} events",
-                    ids.len()
-                );
+                assert!(at == expected && seen == ids.len(), "progress to {at} after {seen} of {} events", ids.len());
                 assert!(message.events.is_empty() && !message.created && !message.canceled);
                 break;
             }
@@ -741,28 +489,16 @@ async fn progress_is_withheld_while_a_watch_waits_for_the_future() {
     };
     let client = server.client().await;
     let mut stream = client.watch_stream();
-    let future = stream
-        .created(WatchCreateRequest {
-            start_revision: 4,
-            ..watch("a")
-        })
-        .await;
+    let future = stream.created(WatchCreateRequest { start_revision: 4, ..watch("a") }).await;
     let now = stream.created(watch("a")).await;
     client.put_ok("a", "").await;
     assert_eq!(texts(&stream.events(now).await), ["PUT a@2"]);
     stream.send_progress();
     client.put_ok("a", "").await;
-    assert_eq!(
-        texts(&stream.events(now).await),
-        ["PUT a@3"],
-        "no progress to a revision below the start"
-    );
+    assert_eq!(texts(&stream.events(now).await), ["PUT a@3"], "no progress to a revision below the start");
     client.put_ok("a", "").await;
     let found = collect(&mut stream, &[(future, 1), (now, 1)]).await;
-    assert_eq!(
-        (&found[&future][..], &found[&now][..]),
-        (&["PUT a@4".to_owned()][..], &["PUT a@4".to_owned()][..])
-    );
+    assert_eq!((&found[&future][..], &found[&now][..]), (&["PUT a@4".to_owned()][..], &["PUT a@4".to_owned()][..]));
     assert_eq!(stream.progress().await, 4);
 }
 
@@ -774,27 +510,16 @@ async fn an_idle_watch_that_asked_is_told_progress_periodically() {
     let client = server.client().await;
     let mut stream = client.watch_stream();
     let silent = stream.created(watch("a")).await;
-    let asked = stream
-        .created(WatchCreateRequest {
-            progress_notify: true,
-            ..watch("a")
-        })
-        .await;
+    let asked = stream.created(WatchCreateRequest { progress_notify: true, ..watch("a") }).await;
     client.put_ok("b", "").await;
     let mut told = Vec::new();
     while told.last() != Some(&2) || told.len() < 3 {
         let message = stream.message().await;
-        assert!(
-            message.watch_id == asked && asked != silent,
-            "expected progress of {asked}, found {message:?}"
-        );
+        assert!(message.watch_id == asked && asked != silent, "expected progress of {asked}, found {message:?}");
         assert!(message.events.is_empty() && !message.created && !message.canceled);
         told.push(revision(&message.header));
     }
-    assert!(
-        told.is_sorted() && told.iter().all(|&revision| revision == 1 || revision == 2),
-        "{told:?}"
-    );
+    assert!(told.is_sorted() && told.iter().all(|&revision| revision == 1 || revision == 2), "{told:?}");
 }
 
 #[tokio::test]
@@ -805,52 +530,27 @@ async fn a_fragmented_revision_is_flagged_and_complete() {
     let client = server.client().await;
     // The request stays below its limit; with the previous values the answer is twice as large and exceeds its own.
     let value = vec![b'v'; 14_000];
-    let ops: Vec<_> = (0..100)
-        .map(|number| put_op(put(format!("{number:03}"), &value)))
-        .collect();
+    let ops: Vec<_> = (0..100).map(|number| put_op(put(format!("{number:03}"), &value))).collect();
     client.txn(txn(ops.clone())).await.expect("accepted");
     let mut stream = client.watch_stream();
-    let whole = stream
-        .created(WatchCreateRequest {
-            prev_kv: true,
-            ..watch_keys("\0", "\0")
-        })
-        .await;
-    let pieces = stream
-        .created(WatchCreateRequest {
-            prev_kv: true,
-            fragment: true,
-            ..watch_keys("\0", "\0")
-        })
-        .await;
+    let whole = stream.created(WatchCreateRequest { prev_kv: true, ..watch_keys("\0", "\0") }).await;
+    let pieces = stream.created(WatchCreateRequest { prev_kv: true, fragment: true, ..watch_keys("\0", "\0") }).await;
     client.txn(txn(ops)).await.expect("accepted");
     let mut flags = Vec::new();
     let mut events: BTreeMap<i64, Vec<Event>> = BTreeMap::new();
-    while [whole, pieces]
-        .iter()
-        .any(|id| events.get(id).map_or(0, Vec::len) < 100)
-    {
+    while [whole, pieces].iter().any(|id| events.get(id).map_or(0, Vec::len) < 100) {
         let message = stream.message().await;
         assert_eq!(revision(&message.header), 3);
         if message.watch_id == pieces {
             flags.push(message.fragment);
         } else {
-            assert!(
-                !message.fragment && message.events.len() == 100,
-                "who did not ask gets it in one piece"
-            );
+            assert!(!message.fragment && message.events.len() == 100, "who did not ask gets it in one piece");
         }
-        events
-            .entry(message.watch_id)
-            .or_default()
-            .extend(message.events);
+        events.entry(message.watch_id).or_default().extend(message.events);
     }
     assert_eq!(events[&whole], events[&pieces]);
     let (last, others) = flags.split_last().expect("messages");
-    assert!(
-        !last && !others.is_empty() && others.iter().all(|&flag| flag),
-        "{flags:?}"
-    );
+    assert!(!last && !others.is_empty() && others.iter().all(|&flag| flag), "{flags:?}");
 }
 
 #[tokio::test]
@@ -875,9 +575,7 @@ async fn a_client_version_must_be_text() {
     let mut stream = client.watch_stream_with_metadata("client-api-version", b"\xff\xfe");
     stream.send_create(watch("a"));
     refused(stream.next().await, Code::InvalidArgument, text);
-    let unary = client
-        .range_with_metadata(key("a"), "client-api-version", b"\xff\xfe")
-        .await;
+    let unary = client.range_with_metadata(key("a"), "client-api-version", b"\xff\xfe").await;
     refused(unary, Code::InvalidArgument, text);
 }
 
@@ -886,9 +584,7 @@ async fn a_stop_of_the_server_ends_the_stream_with_unavailable() {
     let Some(mut server) = Server::target(&[]).await else {
         return;
     };
-    if server
-        .differs_on_reference("it cuts the connection, which each gRPC client reports as it likes")
-    {
+    if server.differs_on_reference("it cuts the connection, which each gRPC client reports as it likes") {
         return;
     }
     let client = server.client().await;
@@ -914,16 +610,8 @@ async fn a_slow_reader_gets_everything_and_delays_nobody() {
     let value = vec![b'v'; 256 << 10];
     for expected in 2..=257 {
         client.put_ok("a", &value).await;
-        assert_eq!(
-            texts(&fast.events(fast_id).await),
-            [format!("PUT a@{expected}")]
-        );
+        assert_eq!(texts(&fast.events(fast_id).await), [format!("PUT a@{expected}")]);
     }
     let found = collect(&mut slow, &[(slow_id, 256)]).await;
-    assert_eq!(
-        found[&slow_id],
-        (2..=257)
-            .map(|at| format!("PUT a@{at}"))
-            .collect::<Vec<_>>()
-    );
+    assert_eq!(found[&slow_id], (2..=257).map(|at| format!("PUT a@{at}")).collect::<Vec<_>>());
 }

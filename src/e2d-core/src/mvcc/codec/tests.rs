@@ -19,8 +19,12 @@ fn put() -> impl Strategy<Value = Put> {
         Just(LeaseChange::Set(None)),
         any::<i64>().prop_map(|lease| LeaseChange::Set(Some(LeaseId(lease)))),
     ];
-    (bytes(), prop::option::of(bytes()), lease, any::<bool>())
-        .prop_map(|(key, value, lease, prev_kv)| Put { key, value, lease, prev_kv })
+    (bytes(), prop::option::of(bytes()), lease, any::<bool>()).prop_map(|(key, value, lease, prev_kv)| Put {
+        key,
+        value,
+        lease,
+        prev_kv,
+    })
 }
 
 fn delete() -> impl Strategy<Value = DeleteRange> {
@@ -28,15 +32,13 @@ fn delete() -> impl Strategy<Value = DeleteRange> {
 }
 
 fn query() -> impl Strategy<Value = RangeQuery> {
-    let by = prop::sample::select(vec![
-        OrderBy::Key,
-        OrderBy::Version,
-        OrderBy::Created,
-        OrderBy::Modified,
-        OrderBy::Value,
-    ]);
-    let order = (by, any::<bool>(), any::<bool>())
-        .prop_map(|(by, descending, unspecified)| Order { by, descending, unspecified });
+    let by =
+        prop::sample::select(vec![OrderBy::Key, OrderBy::Version, OrderBy::Created, OrderBy::Modified, OrderBy::Value]);
+    let order = (by, any::<bool>(), any::<bool>()).prop_map(|(by, descending, unspecified)| Order {
+        by,
+        descending,
+        unspecified,
+    });
     let filter = (revision(), revision(), revision(), revision()).prop_map(
         |(min_modified, max_modified, min_created, max_created)| RevisionFilter {
             min_modified,
@@ -88,8 +90,11 @@ fn txn() -> impl Strategy<Value = Txn> {
             .prop_map(|(compare, success, failure)| Op::Txn(Txn { compare, success, failure }))
     });
     let ops = || prop::collection::vec(op.clone(), 0..4);
-    (prop::collection::vec(compare(), 0..4), ops(), ops())
-        .prop_map(|(compare, success, failure)| Txn { compare, success, failure })
+    (prop::collection::vec(compare(), 0..4), ops(), ops()).prop_map(|(compare, success, failure)| Txn {
+        compare,
+        success,
+        failure,
+    })
 }
 
 fn alarm() -> impl Strategy<Value = Alarm> {

@@ -100,7 +100,8 @@ struct Node {
 
 impl Node {
     fn new(inline: usize) -> Node {
-        let leases = Arc::new(Mutex::new(Lessor::new(Settings { retry_millis: 1000, checkpoint_interval_millis: None })));
+        let leases =
+            Arc::new(Mutex::new(Lessor::new(Settings { retry_millis: 1000, checkpoint_interval_millis: None })));
         let published = Published { revision: Revision::INITIAL, compacted: None };
         Node {
             machine: Machine::new(published, leases, Alarms::default()),
@@ -391,8 +392,11 @@ fn etcd_19179_a_deletion_at_the_compacted_revision_stays_in_history() {
     node.commit();
     node.sweep(usize::MAX);
     let mut out = Vec::new();
-    View::new(node.layers.clone(), &node.tables).changes(Revision(3), node.machine.published(), 1 << 20, true, &mut out).unwrap();
-    let told: Vec<_> = out.iter().map(|change| (change.record.as_ref().at.main.0, change.record.as_ref().is_tombstone())).collect();
+    View::new(node.layers.clone(), &node.tables)
+        .changes(Revision(3), node.machine.published(), 1 << 20, true, &mut out)
+        .unwrap();
+    let told: Vec<_> =
+        out.iter().map(|change| (change.record.as_ref().at.main.0, change.record.as_ref().is_tombstone())).collect();
     assert_eq!(told, [(3, true), (4, false)]);
     // The next compaction takes it away, with the key's row.
     node.ok(Request::Compact(Some(Revision(4))));
@@ -469,7 +473,8 @@ fn run_model(seed: u64, steps: usize) {
             10 => {
                 let end = keys[dice.roll(12) as usize].clone();
                 let range = KeyRange::from_wire(bytes(&key), bytes(&end));
-                let hit: Vec<_> = model.states.last().unwrap().keys().filter(|key| range.contains(key.as_bytes())).cloned().collect();
+                let hit: Vec<_> =
+                    model.states.last().unwrap().keys().filter(|key| range.contains(key.as_bytes())).cloned().collect();
                 node.ok(Request::DeleteRange(delete(&key, &end)));
                 model.write(&hit.into_iter().map(|key| (key, None)).collect::<Vec<_>>());
             }
@@ -516,9 +521,14 @@ fn run_model(seed: u64, steps: usize) {
         let view = View::new(node.layers.clone(), &node.tables);
         while next <= node.machine.published().revision {
             let mut piece = Vec::new();
-            let after = view.changes(next, node.machine.published(), dice.roll(400) as usize, true, &mut piece).unwrap();
+            let after =
+                view.changes(next, node.machine.published(), dice.roll(400) as usize, true, &mut piece).unwrap();
             assert!(after > next, "seed {seed} step {step}: no progress from {next}");
-            assert!(piece.iter().all(|change| change.record.as_ref().at.main >= next && change.record.as_ref().at.main < after));
+            assert!(
+                piece
+                    .iter()
+                    .all(|change| change.record.as_ref().at.main >= next && change.record.as_ref().at.main < after)
+            );
             told.extend(piece);
             next = after;
         }

@@ -429,7 +429,10 @@ async fn a_slow_reader_costs_its_queue_and_nobody_waits_for_it() {
         assert_eq!(revisions, (last - 49..=last).collect::<Vec<u64>>());
         most = most.max(world.handle.counts().queued_bytes);
     }
-    assert_eq!(world.handle.counts().behind, 1, "the slow one waits, the fast one does not");
+    // The slow one waits. The fast one, which has everything, may be about to be told that it is level again.
+    while world.handle.counts().behind != 1 {
+        tokio::task::yield_now().await;
+    }
     assert!(most > limits.stream_bytes / 2, "the slow queue was in use");
     assert!(most < 2 * limits.stream_bytes + 2 * limits.slice_bytes, "{most} bytes were queued");
 

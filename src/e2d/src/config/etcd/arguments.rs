@@ -71,12 +71,9 @@ pub(super) fn parse(arguments: &[OsString]) -> Result<Parsed, String> {
 }
 
 fn utf8(argument: &OsString) -> Result<&str, String> {
-    argument
-        .to_str()
-        .ok_or_else(|| format!("expected UTF-8 text, found {argument:?}"))
+    argument.to_str().ok_or_else(|| format!("expected UTF-8 text, found {argument:?}"))
 }
 
 fn switch(name: &str, value: &str) -> Result<bool, String> {
-    super::flags::go_bool(value)
-        .ok_or_else(|| format!("invalid boolean value {value:?} for -{name}: parse error"))
+    super::flags::go_bool(value).ok_or_else(|| format!("invalid boolean value {value:?} for -{name}: parse error"))
 }

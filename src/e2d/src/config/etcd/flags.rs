@@ -56,17 +56,10 @@ impl Foreign {
             },
             Shape::Gates => {
                 let mut asks = false;
-                for gate in text
-                    .split(',')
-                    .map(str::trim)
-                    .filter(|gate| !gate.is_empty())
-                {
+                for gate in text.split(',').map(str::trim).filter(|gate| !gate.is_empty()) {
                     let (name, value) = gate.split_once('=').unwrap_or((gate, ""));
                     let Some((_, default)) = GATES.iter().find(|(known, _)| *known == name) else {
-                        let hint = crate::config::source::did_you_mean(
-                            name,
-                            GATES.iter().map(|(name, _)| *name),
-                        );
+                        let hint = crate::config::source::did_you_mean(name, GATES.iter().map(|(name, _)| *name));
                         return Err(format!("unrecognized feature gate: {name}{hint}"));
                     };
                     match go_bool(value) {
@@ -116,8 +109,7 @@ const GO: &str = "there is no Go runtime";
 const TRACING: &str = "traces are not exported in this version";
 const LOGS: &str = "the log goes to one stream, whose reader rotates it";
 const AUTH: &str = "the authentication of users has no settings in this version";
-const RESTRICTION: &str =
-    "this restriction is not in this version, and nobody is let in who was asked to be kept out";
+const RESTRICTION: &str = "this restriction is not in this version, and nobody is let in who was asked to be kept out";
 const V2_PROXY: &str = "the v2 proxy is gone from etcd as well";
 
 macro_rules! foreign {
@@ -268,14 +260,8 @@ pub(super) fn usage() -> String {
             text.push_str(&format!("  --{}\n    {why}\n", row.name));
         }
     };
-    group(&mut text, "Accepted without effect", |then| {
-        matches!(then, Then::NoEffect(_))
-    });
-    group(
-        &mut text,
-        "Refused unless the value is etcd's default",
-        |then| matches!(then, Then::Refused(_)),
-    );
+    group(&mut text, "Accepted without effect", |then| matches!(then, Then::NoEffect(_)));
+    group(&mut text, "Refused unless the value is etcd's default", |then| matches!(then, Then::Refused(_)));
     text
 }
 
@@ -288,21 +274,13 @@ pub fn markdown() -> String {
             Some(key) => format!("`{key}`"),
             None => row.help.to_string(),
         };
-        text.push_str(&format!(
-            "| `--{}` | {} | {setting} |\n",
-            row.etcd,
-            listed(row.etcd_old)
-        ));
+        text.push_str(&format!("| `--{}` | {} | {setting} |\n", row.etcd, listed(row.etcd_old)));
     }
     let group = |text: &mut String, wanted: fn(&Then) -> bool| {
         text.push_str("\n| flag | older names | why |\n|---|---|---|\n");
         for row in FOREIGN.iter().filter(|row| wanted(&row.then)) {
             let (Then::NoEffect(why) | Then::Refused(why)) = row.then;
-            text.push_str(&format!(
-                "| `--{}` | {} | {why} |\n",
-                row.name,
-                listed(row.old)
-            ));
+            text.push_str(&format!("| `--{}` | {} | {why} |\n", row.name, listed(row.old)));
         }
     };
     text.push_str("\nAccepted without effect; the log says so once for each that is given:\n");

@@ -56,16 +56,8 @@ impl Flag {
             "help" | "h" => return Some(Flag::Help),
             _ => {}
         }
-        let setting = SETTINGS
-            .iter()
-            .find(|row| row.etcd_flags().any(|flag| flag == name))
-            .map(Flag::Setting);
-        let foreign = || {
-            FOREIGN
-                .iter()
-                .find(|row| row.name == name || row.old.contains(&name))
-                .map(Flag::Foreign)
-        };
+        let setting = SETTINGS.iter().find(|row| row.etcd_flags().any(|flag| flag == name)).map(Flag::Setting);
+        let foreign = || FOREIGN.iter().find(|row| row.name == name || row.old.contains(&name)).map(Flag::Foreign);
         setting.or_else(foreign)
     }
 
@@ -82,9 +74,7 @@ impl Flag {
 /// Every flag's name, current and old ones.
 fn names() -> impl Iterator<Item = &'static str> {
     let settings = SETTINGS.iter().flat_map(Setting::etcd_flags);
-    let foreign = FOREIGN
-        .iter()
-        .flat_map(|row| std::iter::once(row.name).chain(row.old.iter().copied()));
+    let foreign = FOREIGN.iter().flat_map(|row| std::iter::once(row.name).chain(row.old.iter().copied()));
     settings.chain(foreign)
 }
 
@@ -98,9 +88,7 @@ pub fn read(process: &Process, arguments: &[OsString]) -> Asked {
     if let Some(command) = arguments.first().and_then(|first| first.to_str())
         && matches!(command, "gateway" | "grpc-proxy")
     {
-        return Asked::Refused(format!(
-            "{command} is not in e2d: clients connect to the nodes themselves"
-        ));
+        return Asked::Refused(format!("{command} is not in e2d: clients connect to the nodes themselves"));
     }
     let parsed = match arguments::parse(arguments) {
         Ok(parsed) => parsed,
@@ -115,14 +103,8 @@ pub fn read(process: &Process, arguments: &[OsString]) -> Asked {
     if let Some(rest) = parsed.rest.first() {
         return Asked::Refused(format!("{rest:?} is not a valid flag"));
     }
-    let mut reader = Reader {
-        all: Fragments::new(Mode::Etcd),
-        layer: Layer::default(),
-    };
-    let file = parsed
-        .config_file
-        .map(PathBuf::from)
-        .or_else(|| process.var("ETCD_CONFIG_FILE").map(PathBuf::from));
+    let mut reader = Reader { all: Fragments::new(Mode::Etcd), layer: Layer::default() };
+    let file = parsed.config_file.map(PathBuf::from).or_else(|| process.var("ETCD_CONFIG_FILE").map(PathBuf::from));
     match file {
         Some(file) => {
             reader.ignored(process, &parsed.values, &file);
@@ -152,8 +134,7 @@ impl Reader {
             // Go's zero value: nothing is asked for.
             Flag::Setting(_) if text.is_empty() => {}
             Flag::Setting(row) => {
-                self.layer
-                    .set(row.id, text.into(), source, &mut self.all.problems);
+                self.layer.set(row.id, text.into(), source, &mut self.all.problems);
             }
             Flag::Foreign(row) => self.foreign(row, text, source),
             Flag::ConfigFile | Flag::Version | Flag::Help => {}
@@ -170,28 +151,18 @@ impl Reader {
             }
         }
         match row.then {
-            Then::NoEffect(why) => self
-                .all
-                .notices
-                .push(format!("{source}: accepted, no effect here: {why}")),
-            Then::Refused(why) => self
-                .all
-                .problems
-                .push(Problem::new(source, format!("is refused: {why}"))),
+            Then::NoEffect(why) => self.all.notices.push(format!("{source}: accepted, no effect here: {why}")),
+            Then::Refused(why) => self.all.problems.push(Problem::new(source, format!("is refused: {why}"))),
         }
     }
 
     /// Takes in `ETCD_*`. A flag and a variable for the same thing end the start, as in etcd.
     fn environment(&mut self, process: &Process, flags: &BTreeMap<String, (Flag, String)>) {
-        let known: BTreeMap<String, &str> = names()
-            .map(|name| (format!("ETCD_{}", upper_snake(name)), name))
-            .collect();
+        let known: BTreeMap<String, &str> = names().map(|name| (format!("ETCD_{}", upper_snake(name)), name)).collect();
         let mut variables: Vec<_> = process
             .env
             .iter()
-            .filter(|(name, value)| {
-                name.as_encoded_bytes().starts_with(b"ETCD_") && !value.is_empty()
-            })
+            .filter(|(name, value)| name.as_encoded_bytes().starts_with(b"ETCD_") && !value.is_empty())
             .collect();
         variables.sort();
         for (name, value) in variables {
@@ -200,13 +171,8 @@ impl Reader {
                 continue;
             }
             let source = Source::Env(name.clone());
-            let Some((flag_name, flag)) = known
-                .get(&name)
-                .and_then(|flag| Some((*flag, Flag::named(flag)?)))
-            else {
-                self.all
-                    .notices
-                    .push(format!("unrecognized environment variable {name}"));
+            let Some((flag_name, flag)) = known.get(&name).and_then(|flag| Some((*flag, Flag::named(flag)?))) else {
+                self.all.notices.push(format!("unrecognized environment variable {name}"));
                 continue;
             };
             if flags.contains_key(flag_name) {
@@ -220,24 +186,14 @@ impl Reader {
             }
             match value.to_str() {
                 Some(text) => self.take(flag, text, source),
-                None => self
-                    .all
-                    .problems
-                    .push(Problem::new(source, "expected UTF-8 text")),
+                None => self.all.problems.push(Problem::new(source, "expected UTF-8 text")),
             }
         }
     }
 
     /// Notes what a configuration file silences.
-    fn ignored(
-        &mut self,
-        process: &Process,
-        flags: &BTreeMap<String, (Flag, String)>,
-        file: &Path,
-    ) {
-        let known: Vec<String> = names()
-            .map(|name| format!("ETCD_{}", upper_snake(name)))
-            .collect();
+    fn ignored(&mut self, process: &Process, flags: &BTreeMap<String, (Flag, String)>, file: &Path) {
+        let known: Vec<String> = names().map(|name| format!("ETCD_{}", upper_snake(name))).collect();
         let mut ignored: Vec<String> = flags.keys().map(|name| format!("--{name}")).collect();
         let variables = process.env.iter().filter_map(|(name, value)| {
             let name = name.to_str()?;
@@ -274,16 +230,10 @@ impl Reader {
             }
         };
         for leaf in leaves {
-            let source = Source::File {
-                path: path.to_path_buf(),
-                line: leaf.line,
-                key: leaf.key.clone(),
-            };
+            let source = Source::File { path: path.to_path_buf(), line: leaf.line, key: leaf.key.clone() };
             let Some(flag) = file_key(&leaf.key) else {
                 let hint = super::source::did_you_mean(&leaf.key, names());
-                self.all.notices.push(format!(
-                    "{source}: unknown key is ignored, as in etcd{hint}"
-                ));
+                self.all.notices.push(format!("{source}: unknown key is ignored, as in etcd{hint}"));
                 continue;
             };
             let duration = match flag {
@@ -315,9 +265,7 @@ fn file_key(key: &str) -> Option<Flag> {
             "client-cert-allowed-hostname".to_string()
         }
         ("client-transport-security", key) => key.to_string(),
-        ("peer-transport-security", "allowed-cn" | "allowed-cns") => {
-            "peer-cert-allowed-cn".to_string()
-        }
+        ("peer-transport-security", "allowed-cn" | "allowed-cns") => "peer-cert-allowed-cn".to_string(),
         ("peer-transport-security", "allowed-hostname" | "allowed-hostnames") => {
             "peer-cert-allowed-hostname".to_string()
         }

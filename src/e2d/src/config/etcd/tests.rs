@@ -9,13 +9,7 @@ use crate::config::tests::machine;
 use crate::config::{AutoCompaction, Config, Endpoint, InitialState, Invalid, Machine, Resolved};
 
 fn process(env: &[(&str, &str)]) -> Process {
-    Process {
-        argv: vec![],
-        env: env
-            .iter()
-            .map(|(name, value)| (name.into(), value.into()))
-            .collect(),
-    }
+    Process { argv: vec![], env: env.iter().map(|(name, value)| (name.into(), value.into())).collect() }
 }
 
 fn asked(line: &str, env: &[(&str, &str)]) -> Asked {
@@ -29,12 +23,8 @@ fn resolved(line: &str, env: &[(&str, &str)]) -> Result<Resolved, Vec<String>> {
         other => panic!("{line}: {other:?}"),
     };
     // A directory of e2d's own service is not for a command line of etcd.
-    let machine = Machine {
-        state_directory: Some("/var/lib/e2d".into()),
-        ..machine()
-    };
-    Config::resolve(fragments, &machine)
-        .map_err(|Invalid(problems)| problems.iter().map(ToString::to_string).collect())
+    let machine = Machine { state_directory: Some("/var/lib/e2d".into()), ..machine() };
+    Config::resolve(fragments, &machine).map_err(|Invalid(problems)| problems.iter().map(ToString::to_string).collect())
 }
 
 fn config(line: &str) -> Config {
@@ -60,21 +50,12 @@ fn a_bare_etcd_is_the_default_member_in_the_working_directory() {
     assert_eq!(config.listen.client, ["127.0.0.1:2379".parse().unwrap()]);
     assert_eq!(config.listen.peer, ["127.0.0.1:2380".parse().unwrap()]);
     let url = |list: &[Endpoint]| list.iter().map(Endpoint::url).collect::<Vec<_>>();
-    assert_eq!(
-        url(&config.listen.advertise_client),
-        ["http://localhost:2379"]
-    );
-    assert_eq!(
-        url(&config.listen.advertise_peer),
-        ["http://localhost:2380"]
-    );
+    assert_eq!(url(&config.listen.advertise_client), ["http://localhost:2379"]);
+    assert_eq!(url(&config.listen.advertise_peer), ["http://localhost:2380"]);
     assert_eq!(config.cluster.initial.len(), 1);
     assert_eq!(config.cluster.initial[0].name, "default");
     assert_eq!(config.cluster.token, "etcd-cluster");
-    assert_eq!(
-        self::config("-name=b").storage.data_dir,
-        Path::new("b.etcd")
-    );
+    assert_eq!(self::config("-name=b").storage.data_dir, Path::new("b.etcd"));
 }
 
 #[test]
@@ -101,18 +82,9 @@ fn flags_are_read_in_go_notation() {
         // A switch does not take the word behind it.
         ("--pre-vote false", "\"false\" is not a valid flag"),
         ("- --name x", "\"-\" is not a valid flag"),
-        (
-            "--version=maybe",
-            "invalid boolean value \"maybe\" for -version: parse error",
-        ),
-        (
-            "gateway start",
-            "gateway is not in e2d: clients connect to the nodes themselves",
-        ),
-        (
-            "grpc-proxy start",
-            "grpc-proxy is not in e2d: clients connect to the nodes themselves",
-        ),
+        ("--version=maybe", "invalid boolean value \"maybe\" for -version: parse error"),
+        ("gateway start", "gateway is not in e2d: clients connect to the nodes themselves"),
+        ("grpc-proxy start", "grpc-proxy is not in e2d: clients connect to the nodes themselves"),
     ] {
         assert_eq!(refusal(line), message, "{line}");
     }
@@ -218,25 +190,15 @@ fn a_flag_without_effect_says_so_once() {
 fn old_names_set_what_the_new_ones_set() {
     for row in SETTINGS {
         for old in row.etcd_old {
-            let value = if row.id == Id::CompactionBatchLimit {
-                "77"
-            } else {
-                "77ms"
-            };
-            assert_eq!(
-                config(&format!("--{old}={value}")),
-                config(&format!("--{}={value}", row.etcd)),
-                "{old}"
-            );
+            let value = if row.id == Id::CompactionBatchLimit { "77" } else { "77ms" };
+            assert_eq!(config(&format!("--{old}={value}")), config(&format!("--{}={value}", row.etcd)), "{old}");
             assert_ne!(config(&format!("--{old}={value}")), config(""), "{old}");
         }
     }
     assert_eq!(
         problems("--warning-apply-duration=1s --experimental-warning-apply-duration=1s"),
-        [
-            "flag --warning-apply-duration: says again what flag --experimental-warning-apply-duration says, \
-          expected one of them"
-        ]
+        ["flag --warning-apply-duration: says again what flag --experimental-warning-apply-duration says, \
+          expected one of them"]
     );
 }
 
@@ -259,15 +221,11 @@ fn each_mistake_is_named_as_etcd_would() {
     );
     t(
         "--feature-gates=InitialCorruptChekc=true",
-        &[
-            "flag --feature-gates: unrecognized feature gate: InitialCorruptChekc, did you mean InitialCorruptCheck?",
-        ],
+        &["flag --feature-gates: unrecognized feature gate: InitialCorruptChekc, did you mean InitialCorruptCheck?"],
     );
     t(
         "--feature-gates=AllAlpha=maybe",
-        &[
-            "flag --feature-gates: expected AllAlpha=true or AllAlpha=false, found \"AllAlpha=maybe\"",
-        ],
+        &["flag --feature-gates: expected AllAlpha=true or AllAlpha=false, found \"AllAlpha=maybe\""],
     );
     t(
         "--initial-cluster-state=fresh",
@@ -275,10 +233,8 @@ fn each_mistake_is_named_as_etcd_would() {
     );
     t(
         "--name a --initial-cluster a=http://localhost:2380,b=http://10.0.0.2:2380,c=http://10.0.0.3:2380",
-        &[
-            "flag --initial-cluster: expected one member, found 3 (a, b, c): clusters of more than one node are not \
-           in this version",
-        ],
+        &["flag --initial-cluster: expected one member, found 3 (a, b, c): clusters of more than one node are not \
+           in this version"],
     );
     t(
         "--name a --initial-cluster b=http://localhost:2380",
@@ -286,16 +242,12 @@ fn each_mistake_is_named_as_etcd_would() {
     );
     t(
         "--initial-cluster default=http://10.0.0.1:2380",
-        &[
-            "flag --initial-cluster: expected default=http://localhost:2380 as --initial-advertise-peer-urls \
-           (default) says, found http://10.0.0.1:2380",
-        ],
+        &["flag --initial-cluster: expected default=http://localhost:2380 as --initial-advertise-peer-urls \
+           (default) says, found http://10.0.0.1:2380"],
     );
     t(
         "--initial-cluster default",
-        &[
-            "flag --initial-cluster: expected name=http://host:2380, found \"default\": there is no equals sign",
-        ],
+        &["flag --initial-cluster: expected name=http://host:2380, found \"default\": there is no equals sign"],
     );
     t(
         "--auth-token=jwt,sign-method=RS256 --host-whitelist=a.example --force-new-cluster --discovery=https://d/x \
@@ -311,17 +263,11 @@ fn each_mistake_is_named_as_etcd_would() {
     );
     assert_eq!(
         resolved("--name a", &[("ETCD_NAME", "a")]).unwrap_err(),
-        [
-            "environment variable ETCD_NAME: conflicts with flag --name, expected one of them: unset the variable or \
-          drop the flag"
-        ]
+        ["environment variable ETCD_NAME: conflicts with flag --name, expected one of them: unset the variable or \
+          drop the flag"]
     );
     assert_eq!(
-        resolved(
-            "",
-            &[("ETCD_SNAPSHOT_COUNT", "x"), ("ETCD_AUTO_TLS", "true")]
-        )
-        .unwrap_err(),
+        resolved("", &[("ETCD_SNAPSHOT_COUNT", "x"), ("ETCD_AUTO_TLS", "true")]).unwrap_err(),
         [
             "environment variable ETCD_AUTO_TLS: is refused: TLS is not in this version, and nothing is served in \
              plain text that was asked to be encrypted",
@@ -366,9 +312,7 @@ const KUBEADM: &str = "--advertise-client-urls=http://10.0.0.4:2379 --data-dir=/
 
 #[test]
 fn kubeadm_old_and_new_start_without_tls() {
-    let new = format!(
-        "{KUBEADM} --feature-gates=InitialCorruptCheck=true --watch-progress-notify-interval=5s"
-    );
+    let new = format!("{KUBEADM} --feature-gates=InitialCorruptCheck=true --watch-progress-notify-interval=5s");
     let old = format!(
         "{KUBEADM} --experimental-initial-corrupt-check=true \
          --experimental-watch-progress-notify-interval=5s"
@@ -379,10 +323,7 @@ fn kubeadm_old_and_new_start_without_tls() {
         assert_eq!(config.storage.data_dir, Path::new("/var/lib/etcd"));
         assert_eq!(config.listen.client.len(), 2);
         assert_eq!(config.metrics.listen, ["127.0.0.1:2381".parse().unwrap()]);
-        assert_eq!(
-            config.limits.watch_progress_notify_interval,
-            Duration::from_secs(5)
-        );
+        assert_eq!(config.limits.watch_progress_notify_interval, Duration::from_secs(5));
         assert_eq!(config.cluster.initial.len(), 1);
     }
 }
@@ -530,14 +471,8 @@ made-up: 1
     assert_eq!(config.storage.data_dir, Path::new("/var/lib/etcd"));
     assert_eq!(config.storage.wal_dir, Path::new("/var/lib/etcd/wal"));
     assert_eq!(config.listen.client.len(), 2);
-    assert_eq!(
-        config.limits.watch_progress_notify_interval,
-        Duration::from_secs(5)
-    );
-    assert_eq!(
-        config.compaction.auto,
-        AutoCompaction::Periodic(Duration::from_secs(3600))
-    );
+    assert_eq!(config.limits.watch_progress_notify_interval, Duration::from_secs(5));
+    assert_eq!(config.compaction.auto, AutoCompaction::Periodic(Duration::from_secs(3600)));
     assert_eq!(
         resolved.notices,
         [
@@ -549,12 +484,7 @@ made-up: 1
             "etcd.yml:37 made-up: unknown key is ignored, as in etcd",
         ]
     );
-    let source = &resolved
-        .effective
-        .iter()
-        .find(|one| one.setting == Id::LogLevel)
-        .unwrap()
-        .source;
+    let source = &resolved.effective.iter().find(|one| one.setting == Id::LogLevel).unwrap().source;
     assert!(source.to_string().ends_with("etcd.yml:28 log-level"));
 }
 
@@ -576,42 +506,17 @@ fn each_mistake_in_a_file_of_etcd_is_named_with_its_line() {
     );
     t(
         "snapshot-count: many\n",
-        &[
-            "etcd.yml:1 snapshot-count: expected a whole number from 1 to 18446744073709551615, found \"many\"",
-        ],
+        &["etcd.yml:1 snapshot-count: expected a whole number from 1 to 18446744073709551615, found \"many\""],
     );
-    t(
-        "name: a\nname: b\n",
-        &["etcd.yml:2 name: says again what etcd.yml:1 name says, expected one of them"],
-    );
-    t(
-        "[a]\n",
-        &[
-            "etcd.yml:1: is not a configuration file of etcd: expected keys and values, found a list",
-        ],
-    );
-    t(
-        "a\n",
-        &[
-            "etcd.yml:1: is not a configuration file of etcd: expected keys and values, found a scalar",
-        ],
-    );
-    t(
-        "a: {b: {c: d}}\n",
-        &["etcd.yml:1: is not a configuration file of etcd: a table is nested too deep"],
-    );
-    t(
-        "name: &x a\ndata-dir: *x\n",
-        &["etcd.yml:2: is not a configuration file of etcd: aliases are not supported"],
-    );
-    t(
-        "name: a\n---\nname: b\n",
-        &["etcd.yml:2: is not a configuration file of etcd: there is a second document"],
-    );
+    t("name: a\nname: b\n", &["etcd.yml:2 name: says again what etcd.yml:1 name says, expected one of them"]);
+    t("[a]\n", &["etcd.yml:1: is not a configuration file of etcd: expected keys and values, found a list"]);
+    t("a\n", &["etcd.yml:1: is not a configuration file of etcd: expected keys and values, found a scalar"]);
+    t("a: {b: {c: d}}\n", &["etcd.yml:1: is not a configuration file of etcd: a table is nested too deep"]);
+    t("name: &x a\ndata-dir: *x\n", &["etcd.yml:2: is not a configuration file of etcd: aliases are not supported"]);
+    t("name: a\n---\nname: b\n", &["etcd.yml:2: is not a configuration file of etcd: there is a second document"]);
     let broken = from_file("name: [\n").unwrap_err();
     assert!(
-        broken[0].starts_with("etcd.yml:")
-            && broken[0].contains("is not a configuration file of etcd"),
+        broken[0].starts_with("etcd.yml:") && broken[0].contains("is not a configuration file of etcd"),
         "{broken:?}"
     );
     assert_eq!(from_file("").unwrap().config, config(""));
@@ -629,34 +534,20 @@ fn a_file_silences_flags_and_variables_and_says_so() {
     let file = path.display().to_string();
     let resolved = resolved(
         "--name from-flag --max-wals 7",
-        &[
-            ("ETCD_CONFIG_FILE", &file),
-            ("ETCD_DATA_DIR", "/x"),
-            ("ETCD_OTHER", "x"),
-        ],
+        &[("ETCD_CONFIG_FILE", &file), ("ETCD_DATA_DIR", "/x"), ("ETCD_OTHER", "x")],
     )
     .unwrap();
     assert_eq!(resolved.config.node.name, "from-file");
-    assert_eq!(
-        resolved.config.storage.data_dir,
-        Path::new("from-file.etcd")
-    );
+    assert_eq!(resolved.config.storage.data_dir, Path::new("from-file.etcd"));
     assert_eq!(
         resolved.notices,
-        [format!(
-            "ignored because the configuration file {file} is given: --max-wals, --name, ETCD_DATA_DIR"
-        )]
+        [format!("ignored because the configuration file {file} is given: --max-wals, --name, ETCD_DATA_DIR")]
     );
 }
 
 #[test]
 fn deep_nesting_in_a_file_is_an_error_and_no_crash() {
-    for text in [
-        "[".repeat(100_000),
-        "{".repeat(100_000),
-        "a: [".repeat(50_000),
-        "- ".repeat(50_000),
-    ] {
+    for text in ["[".repeat(100_000), "{".repeat(100_000), "a: [".repeat(50_000), "- ".repeat(50_000)] {
         assert!(from_file(&text).is_err());
     }
 }

@@ -34,24 +34,15 @@ pub(super) fn leaves(text: &str) -> Result<Vec<Leaf>, Bad> {
     let mut open: Vec<Open> = Vec::new();
     let mut documents = 0;
     for event in Parser::new_from_str(text) {
-        let (event, span) = event.map_err(|e| Bad {
-            line: e.marker().line(),
-            message: e.info().to_string(),
-        })?;
+        let (event, span) = event.map_err(|e| Bad { line: e.marker().line(), message: e.info().to_string() })?;
         let line = span.start.line();
-        let bad = |message: &str| {
-            Err(Bad {
-                line,
-                message: message.to_string(),
-            })
-        };
+        let bad = |message: &str| Err(Bad { line, message: message.to_string() });
         match event {
             Event::DocumentStart(_) if documents > 0 => return bad("there is a second document"),
             Event::DocumentStart(_) => documents += 1,
             Event::Alias(_) => return bad("aliases are not supported"),
             Event::Scalar(value, style, ..) => {
-                let null = style == ScalarStyle::Plain
-                    && matches!(value.as_ref(), "" | "~" | "null" | "Null" | "NULL");
+                let null = style == ScalarStyle::Plain && matches!(value.as_ref(), "" | "~" | "null" | "Null" | "NULL");
                 match open.last_mut() {
                     None if null => {}
                     None => return bad("expected keys and values, found a scalar"),
@@ -66,11 +57,7 @@ pub(super) fn leaves(text: &str) -> Result<Vec<Leaf>, Bad> {
                         if let Some((key, line)) = take_key(&mut open)
                             && !null
                         {
-                            leaves.push(Leaf {
-                                key,
-                                line,
-                                text: value.into_owned(),
-                            });
+                            leaves.push(Leaf { key, line, text: value.into_owned() });
                         }
                     }
                 }
@@ -94,11 +81,7 @@ pub(super) fn leaves(text: &str) -> Result<Vec<Leaf>, Bad> {
                 if let Some(Open::List(items)) = open.pop()
                     && let Some((key, line)) = take_key(&mut open)
                 {
-                    leaves.push(Leaf {
-                        key,
-                        line,
-                        text: items.join(","),
-                    });
+                    leaves.push(Leaf { key, line, text: items.join(",") });
                 }
             }
             Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => {}

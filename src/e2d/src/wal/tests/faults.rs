@@ -27,11 +27,7 @@ fn run(disk: &FaultyDisk) -> Ran {
             // Nothing is tried again, whatever the caller does.
             assert!(error.is_fatal(), "{error}");
             let (writes, first) = (disk.changes_after_failure(), error.to_string());
-            for result in [
-                wal.seal(),
-                wal.release(1).map(|_| ()),
-                wal.append(&Batch::default()),
-            ] {
+            for result in [wal.seal(), wal.release(1).map(|_| ()), wal.append(&Batch::default())] {
                 match result {
                     Err(WalError::Poisoned { first: said }) => assert_eq!(said, first),
                     other => panic!("{other:?}"),
@@ -73,13 +69,8 @@ fn after_any_failed_call_nothing_is_acknowledged_and_the_next_start_recovers() {
                 assert_eq!(ran.model, expected, "{fault:?} in {call}");
                 continue;
             }
-            let error = ran
-                .error
-                .unwrap_or_else(|| panic!("{fault:?} in {call} went unnoticed"));
-            assert!(
-                matches!(error, WalError::Io { .. }),
-                "{fault:?} in {call}: {error}"
-            );
+            let error = ran.error.unwrap_or_else(|| panic!("{fault:?} in {call} went unnoticed"));
+            assert!(matches!(error, WalError::Io { .. }), "{fault:?} in {call}: {error}");
             for seed in 0..4 {
                 let after = platter.after_cut(seed);
                 if !Wal::exists(&after, dir()).unwrap() {

@@ -246,11 +246,7 @@ fn records_of_a_frame_that_was_lost_do_not_complete_the_one_written_in_its_place
         disk.set_contents(&path, mixed);
         let (_, recovered) = open(&disk).unwrap();
         let whole = offset + torn_at >= offset + 3 * block;
-        assert_eq!(
-            recovered.entries.len(),
-            if whole { 3 } else { 1 },
-            "torn at {torn_at}"
-        );
+        assert_eq!(recovered.entries.len(), if whole { 3 } else { 1 }, "torn at {torn_at}");
         assert!(recovered.entries.iter().all(|e| e.term != 2));
     }
 }

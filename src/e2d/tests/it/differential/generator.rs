@@ -26,11 +26,7 @@ impl Random {
 
     /// From `low` to `high`, both included; `low` if the range is empty.
     fn within(&mut self, low: i64, high: i64) -> i64 {
-        if high <= low {
-            low
-        } else {
-            low + self.below((high - low) as u64 + 1) as i64
-        }
+        if high <= low { low } else { low + self.below((high - low) as u64 + 1) as i64 }
     }
 
     fn percent(&mut self, chance: u64) -> bool {
@@ -62,22 +58,11 @@ pub struct Generator {
 impl Generator {
     pub fn new(seed: u64) -> Generator {
         let mut random = Random(seed);
-        let mut keys: Vec<Bytes> = [
-            "\0", "\0\0", "a\0", "a", "aa", "ab", "b", "c", "d", "d/", "d/1", "d/2", "d0", "~",
-        ]
-        .into_iter()
-        .map(b)
-        .collect();
-        keys.extend(
-            [
-                &[0xff][..],
-                &[0xff, 0xff],
-                &[0x80],
-                &[b'a', 0xff],
-                &[b'a', 0xff, 0xff],
-            ]
-            .map(b),
-        );
+        let mut keys: Vec<Bytes> = ["\0", "\0\0", "a\0", "a", "aa", "ab", "b", "c", "d", "d/", "d/1", "d/2", "d0", "~"]
+            .into_iter()
+            .map(b)
+            .collect();
+        keys.extend([&[0xff][..], &[0xff, 0xff], &[0x80], &[b'a', 0xff], &[b'a', 0xff, 0xff]].map(b));
         // Where a store cuts its keys, two long ones that differ behind the cut must not become one.
         for length in [510, 511, 512, 1023, 4095] {
             let mut long = vec![b'k'; length];
@@ -92,13 +77,7 @@ impl Generator {
             let length = 1 + random.below(12) as usize;
             keys.push((0..length).map(|_| random.pick(b"\0ab/\xff")).collect());
         }
-        Generator {
-            random,
-            keys,
-            revision: 1,
-            compacted: 0,
-            watches: [0; STREAMS as usize],
-        }
+        Generator { random, keys, revision: 1, compacted: 0, watches: [0; STREAMS as usize] }
     }
 
     /// Takes the revisions from an answer of the reference.
@@ -118,39 +97,26 @@ impl Generator {
             720..760 => Step::Grant(self.grant()),
             760..785 => Step::Revoke(LeaseRevokeRequest { id: self.lease() }),
             785..800 => Step::KeepAlive(LeaseKeepAliveRequest { id: self.lease() }),
-            800..825 => Step::TimeToLive(LeaseTimeToLiveRequest {
-                id: self.lease(),
-                keys: self.random.percent(70),
-            }),
+            800..825 => Step::TimeToLive(LeaseTimeToLiveRequest { id: self.lease(), keys: self.random.percent(70) }),
             825..830 => Step::Leases,
             830..840 => Step::Alarm(self.alarm()),
-            840..855 => Step::HashKv(HashKvRequest {
-                revision: self.any_revision(),
-            }),
+            840..855 => Step::HashKv(HashKvRequest { revision: self.any_revision() }),
             855..862 => Step::Compact(self.compaction()),
             862..930 => self.watch(),
             930..965 => self.cancel(),
-            965..992 => Step::Progress {
-                stream: self.random.below(STREAMS) as usize,
-            },
+            965..992 => Step::Progress { stream: self.random.below(STREAMS) as usize },
             992..999 => Step::Settle,
             // A restart takes as long as a thousand other steps.
             _ if self.random.percent(50) => Step::Settle,
             _ => {
                 self.watches = [0; STREAMS as usize];
-                Step::Restart {
-                    kill: self.random.percent(70),
-                }
+                Step::Restart { kill: self.random.percent(70) }
             }
         }
     }
 
     fn key(&mut self) -> Bytes {
-        if self.random.percent(1) {
-            Bytes::new()
-        } else {
-            self.random.pick(&self.keys)
-        }
+        if self.random.percent(1) { Bytes::new() } else { self.random.pick(&self.keys) }
     }
 
     fn range_end(&mut self, key: &Bytes) -> Bytes {
@@ -176,11 +142,7 @@ impl Generator {
     }
 
     fn lease(&mut self) -> i64 {
-        if self.random.percent(4) {
-            self.random.pick(&[0, 99, -1])
-        } else {
-            self.random.pick(&LEASES)
-        }
+        if self.random.percent(4) { self.random.pick(&[0, 99, -1]) } else { self.random.pick(&LEASES) }
     }
 
     /// 0 for now, mostly; old, compacted, future and senseless ones otherwise.
@@ -207,11 +169,7 @@ impl Generator {
 
     /// A bound on a revision, mostly none.
     fn bound(&mut self) -> i64 {
-        if self.random.percent(85) {
-            0
-        } else {
-            self.random.within(-1, self.revision + 1)
-        }
+        if self.random.percent(85) { 0 } else { self.random.within(-1, self.revision + 1) }
     }
 
     fn range(&mut self) -> RangeRequest {
@@ -247,11 +205,7 @@ impl Generator {
         let mut put = PutRequest {
             key: self.key(),
             value: self.value(),
-            lease: if self.random.percent(70) {
-                0
-            } else {
-                self.lease()
-            },
+            lease: if self.random.percent(70) { 0 } else { self.lease() },
             prev_kv: self.random.percent(30),
             ignore_value: self.random.percent(10),
             ignore_lease: self.random.percent(10),
@@ -273,21 +227,13 @@ impl Generator {
         if &range_end[..] == b"\0" && self.random.percent(80) {
             range_end = Bytes::new();
         }
-        DeleteRangeRequest {
-            key,
-            range_end,
-            prev_kv: self.random.percent(40),
-        }
+        DeleteRangeRequest { key, range_end, prev_kv: self.random.percent(40) }
     }
 
     fn txn(&mut self, depth: u32) -> TxnRequest {
         let compare = (0..self.random.below(3)).map(|_| self.compare()).collect();
         let mut branch = || (0..self.random.below(5)).map(|_| self.op(depth)).collect();
-        TxnRequest {
-            compare,
-            success: branch(),
-            failure: branch(),
-        }
+        TxnRequest { compare, success: branch(), failure: branch() }
     }
 
     fn op(&mut self, depth: u32) -> RequestOp {
@@ -310,23 +256,11 @@ impl Generator {
 
     fn compare(&mut self) -> Compare {
         let key = self.key();
-        let range_end = if self.random.percent(75) {
-            Bytes::new()
-        } else {
-            self.range_end(&key)
-        };
+        let range_end = if self.random.percent(75) { Bytes::new() } else { self.range_end(&key) };
         let target = self.choice(5);
-        let operand = if self.random.percent(95) {
-            target
-        } else {
-            self.choice(5)
-        };
+        let operand = if self.random.percent(95) { target } else { self.choice(5) };
         let near = self.random.within(-1, 3);
-        let revision = if self.random.percent(50) {
-            near
-        } else {
-            self.random.within(0, self.revision + 1)
-        };
+        let revision = if self.random.percent(50) { near } else { self.random.within(0, self.revision + 1) };
         let target_union = match operand {
             _ if self.random.percent(4) => None,
             1 => Some(TargetUnion::CreateRevision(revision)),
@@ -335,34 +269,17 @@ impl Generator {
             4 => Some(TargetUnion::Lease(self.lease())),
             _ => Some(TargetUnion::Version(near)),
         };
-        Compare {
-            result: self.choice(4),
-            target,
-            key,
-            range_end,
-            target_union,
-        }
+        Compare { result: self.choice(4), target, key, range_end, target_union }
     }
 
     fn grant(&mut self) -> LeaseGrantRequest {
-        let ttl = if self.random.percent(4) {
-            9_000_000_001
-        } else {
-            self.random.pick(&LEASE_TTLS)
-        };
-        LeaseGrantRequest {
-            ttl,
-            id: self.random.pick(&LEASES),
-        }
+        let ttl = if self.random.percent(4) { 9_000_000_001 } else { self.random.pick(&LEASE_TTLS) };
+        LeaseGrantRequest { ttl, id: self.random.pick(&LEASES) }
     }
 
     /// Only those that change nothing: a server with an alarm refuses all else.
     fn alarm(&mut self) -> AlarmRequest {
-        AlarmRequest {
-            action: self.random.within(0, 2) as i32,
-            member_id: 0,
-            alarm: 0,
-        }
+        AlarmRequest { action: self.random.within(0, 2) as i32, member_id: 0, alarm: 0 }
     }
 
     fn compaction(&mut self) -> CompactionRequest {
@@ -371,10 +288,7 @@ impl Generator {
             70..80 => self.revision,
             _ => self.any_revision(),
         };
-        CompactionRequest {
-            revision,
-            physical: self.random.percent(50),
-        }
+        CompactionRequest { revision, physical: self.random.percent(50) }
     }
 
     fn watch(&mut self) -> Step {
@@ -392,25 +306,15 @@ impl Generator {
             86..96 => self.revision + self.random.within(1, 6),
             _ => self.random.pick(&[-1, i64::MIN]),
         };
-        let filters = (0..self.random.below(3))
-            .map(|_| self.random.below(2) as i32)
-            .collect();
+        let filters = (0..self.random.below(3)).map(|_| self.random.below(2) as i32).collect();
         let create = WatchCreateRequest {
             key,
             range_end,
             start_revision,
             progress_notify: self.random.percent(20),
-            filters: if self.random.percent(75) {
-                Vec::new()
-            } else {
-                filters
-            },
+            filters: if self.random.percent(75) { Vec::new() } else { filters },
             prev_kv: self.random.percent(50),
-            watch_id: if self.random.percent(70) {
-                0
-            } else {
-                self.random.within(-2, 12)
-            },
+            watch_id: if self.random.percent(70) { 0 } else { self.random.within(-2, 12) },
             fragment: self.random.percent(20),
         };
         Step::Watch { stream, create }
@@ -419,10 +323,7 @@ impl Generator {
     fn cancel(&mut self) -> Step {
         let stream = self.random.below(STREAMS) as usize;
         self.watches[stream] = self.watches[stream].saturating_sub(1);
-        Step::Cancel {
-            stream,
-            watch_id: self.random.within(-1, WATCHES as i64 + 2),
-        }
+        Step::Cancel { stream, watch_id: self.random.within(-1, WATCHES as i64 + 2) }
     }
 }
 

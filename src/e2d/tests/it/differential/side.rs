@@ -63,11 +63,7 @@ impl Side {
 
     pub async fn take(&mut self, step: &Step) -> Answer {
         // Stopping and starting has a limit of its own.
-        let patience = if matches!(step, Step::Restart { .. }) {
-            Duration::from_secs(180)
-        } else {
-            STEP_PATIENCE
-        };
+        let patience = if matches!(step, Step::Restart { .. }) { Duration::from_secs(180) } else { STEP_PATIENCE };
         let answer = match tokio::time::timeout(patience, self.try_take(step)).await {
             Ok(Ok(answer)) | Ok(Err(Stopped(answer))) => answer,
             Err(_) => Answer::Silent,
@@ -86,27 +82,16 @@ impl Side {
             Step::Delete(request) => Answer::of(client.delete(request).await, Answer::Delete),
             Step::Txn(request) => Answer::of(client.txn(request).await, Answer::Txn),
             Step::Grant(request) => Answer::of(client.grant_request(request).await, Answer::Grant),
-            Step::Revoke(request) => {
-                Answer::of(client.revoke_request(request).await, Answer::Revoke)
-            }
-            Step::KeepAlive(request) => {
-                Answer::of(client.keep_alive(request.id).await, Answer::KeepAlive)
-            }
-            Step::TimeToLive(request) => Answer::of(
-                client.time_to_live_request(request).await,
-                Answer::TimeToLive,
-            ),
-            Step::Leases => Answer::of(
-                client.leases_request(LeaseLeasesRequest {}).await,
-                Answer::Leases,
-            ),
+            Step::Revoke(request) => Answer::of(client.revoke_request(request).await, Answer::Revoke),
+            Step::KeepAlive(request) => Answer::of(client.keep_alive(request.id).await, Answer::KeepAlive),
+            Step::TimeToLive(request) => Answer::of(client.time_to_live_request(request).await, Answer::TimeToLive),
+            Step::Leases => Answer::of(client.leases_request(LeaseLeasesRequest {}).await, Answer::Leases),
             Step::Alarm(request) => Answer::of(client.alarm_request(request).await, Answer::Alarm),
             Step::HashKv(request) => self.hash_kv(request).await,
             Step::Compact(request) => {
                 // A compaction takes away what a late watch would have been told, so none may be late.
                 self.settle_all().await?;
-                let answer =
-                    Answer::of(self.client.compact_request(request).await, Answer::Compact);
+                let answer = Answer::of(self.client.compact_request(request).await, Answer::Compact);
                 if matches!(answer, Answer::Compact(_)) {
                     self.compacted = request.revision;
                 }
@@ -151,10 +136,7 @@ impl Side {
     async fn hash_kv(&mut self, request: HashKvRequest) -> Answer {
         let answer = self.client.hash_kv_request(request).await;
         if let Ok(answer) = &answer {
-            let before = *self
-                .hashes
-                .entry((answer.hash_revision, answer.compact_revision))
-                .or_insert(answer.hash);
+            let before = *self.hashes.entry((answer.hash_revision, answer.compact_revision)).or_insert(answer.hash);
             if before != answer.hash {
                 self.broken = Some(format!("HashKV said {before} before and now {answer:?}"));
             }
@@ -162,11 +144,7 @@ impl Side {
         Answer::of(answer, Answer::HashKv)
     }
 
-    async fn watch(
-        &mut self,
-        number: usize,
-        create: WatchCreateRequest,
-    ) -> Result<Answer, Stopped> {
+    async fn watch(&mut self, number: usize, create: WatchCreateRequest) -> Result<Answer, Stopped> {
         let stream = self.streams.entry(number).or_insert_with(|| Stream {
             conversation: self.client.watch_stream(),
             creating: 0,
@@ -192,19 +170,13 @@ impl Side {
             }
             // etcd forgets such a watch only when the client cancels it as well: until then its id stays taken, and
             // the stream is never granted progress again.
-            self.stream(number)
-                .conversation
-                .send_cancel(created.watch_id);
+            self.stream(number).conversation.send_cancel(created.watch_id);
         }
         Ok(Answer::Nothing)
     }
 
     async fn cancel(&mut self, number: usize, watch_id: i64) -> Result<Answer, Stopped> {
-        if !self
-            .streams
-            .get(&number)
-            .is_some_and(|stream| stream.live.contains_key(&watch_id))
-        {
+        if !self.streams.get(&number).is_some_and(|stream| stream.live.contains_key(&watch_id)) {
             if let Some(stream) = self.streams.get(&number) {
                 stream.conversation.send_cancel(watch_id);
             }
@@ -235,29 +207,15 @@ impl Side {
             return Ok(());
         }
         // Progress is withheld while a watch waits for a revision that is yet to come.
-        let start = stream
-            .live
-            .values()
-            .map(|watched| watched.start)
-            .max()
-            .unwrap_or(0);
+        let start = stream.live.values().map(|watched| watched.start).max().unwrap_or(0);
         while self.revision < start {
-            let answer = self
-                .client
-                .put(put("filler", ""))
-                .await
-                .map_err(Stopped::refused)?;
+            let answer = self.client.put(put("filler", "")).await.map_err(Stopped::refused)?;
             self.revision = revision(&answer.header);
         }
         while self.stream(number).progress < self.revision {
             self.stream(number).conversation.send_progress();
             // Progress that cannot be granted yet is not answered at all, so it is asked for again and again.
-            while let Some(message) = self
-                .stream(number)
-                .conversation
-                .next_within(Duration::from_millis(20))
-                .await
-            {
+            while let Some(message) = self.stream(number).conversation.next_within(Duration::from_millis(20)).await {
                 let message = message.map_err(Stopped::refused)?;
                 let progress = message.watch_id == -1;
                 self.note(number, message);
@@ -270,18 +228,11 @@ impl Side {
     }
 
     fn stream(&mut self, number: usize) -> &mut Stream {
-        self.streams
-            .get_mut(&number)
-            .expect("a step opens a stream before it uses it")
+        self.streams.get_mut(&number).expect("a step opens a stream before it uses it")
     }
 
     async fn hear(&mut self, number: usize) -> Result<WatchResponse, Stopped> {
-        let message = self
-            .stream(number)
-            .conversation
-            .next()
-            .await
-            .map_err(Stopped::refused)?;
+        let message = self.stream(number).conversation.next().await.map_err(Stopped::refused)?;
         self.note(number, message.clone());
         Ok(message)
     }
@@ -304,12 +255,7 @@ impl Stream {
         message.mask();
         if message.created {
             if !message.canceled {
-                let watched = Watched {
-                    start: self.creating,
-                    promised: 0,
-                    last: 0,
-                    fragment: false,
-                };
+                let watched = Watched { start: self.creating, promised: 0, last: 0, fragment: false };
                 self.live.insert(message.watch_id, watched);
             }
             return Ok(vec![Said::Created(message)]);
@@ -317,11 +263,7 @@ impl Stream {
         if message.canceled {
             // Where it was no longer live, this answers the cancel that follows a cancellation by the server.
             let was_live = self.live.remove(&message.watch_id).is_some();
-            return Ok(if was_live {
-                vec![Said::Canceled(message)]
-            } else {
-                Vec::new()
-            });
+            return Ok(if was_live { vec![Said::Canceled(message)] } else { Vec::new() });
         }
         if message.events.is_empty() {
             if message.watch_id == -1 {
@@ -335,33 +277,16 @@ impl Stream {
         let Some(watched) = self.live.get_mut(&message.watch_id) else {
             return Err(format!("events of no watch: {message:?}"));
         };
-        let revisions = || {
-            message
-                .events
-                .iter()
-                .filter_map(|event| event.kv.as_ref())
-                .map(|kv| kv.mod_revision)
-        };
-        let (first, last) = (
-            revisions().next().unwrap_or(0),
-            revisions().next_back().unwrap_or(0),
-        );
+        let revisions = || message.events.iter().filter_map(|event| event.kv.as_ref()).map(|kv| kv.mod_revision);
+        let (first, last) = (revisions().next().unwrap_or(0), revisions().next_back().unwrap_or(0));
         if first <= watched.promised {
-            return Err(format!(
-                "an event after progress to {} had been granted: {message:?}",
-                watched.promised
-            ));
+            return Err(format!("an event after progress to {} had been granted: {message:?}", watched.promised));
         }
         if first < watched.last || !revisions().is_sorted() {
-            return Err(format!(
-                "events out of order after revision {}: {message:?}",
-                watched.last
-            ));
+            return Err(format!("events out of order after revision {}: {message:?}", watched.last));
         }
         if first == watched.last && !watched.fragment {
-            return Err(format!(
-                "revision {first} split over two messages: {message:?}"
-            ));
+            return Err(format!("revision {first} split over two messages: {message:?}"));
         }
         watched.last = last;
         watched.fragment = message.fragment;

@@ -96,11 +96,7 @@ impl Answer {
     /// How many events this answer holds.
     pub fn events(&self) -> usize {
         match self {
-            Answer::Watches(said) => said
-                .values()
-                .flatten()
-                .filter(|said| matches!(said, Said::Event(_)))
-                .count(),
+            Answer::Watches(said) => said.values().flatten().filter(|said| matches!(said, Said::Event(_))).count(),
             _ => 0,
         }
     }
