@@ -16,6 +16,7 @@ use tonic::{Code, Status};
 use tower::Layer as _;
 
 use super::super::Versions;
+use super::super::services::End;
 use super::*;
 use crate::metrics::{self, Metrics, Observation, Observed, grpc};
 
@@ -107,9 +108,12 @@ struct Server {
     ended: JoinHandle<()>,
 }
 
-fn service(metrics: &Arc<Metrics>, store: &Arc<Store>) -> Service<Routes, Healthy> {
-    let kv = KvServer::new(Services(store.clone())).max_decoding_message_size(usize::MAX);
-    around(Routes::new(kv).prepare(), metrics)
+fn service(metrics: &Arc<Metrics>, store: &Arc<Store>) -> Service<impl GrpcService<Future: Send> + use<>, Healthy> {
+    around(End.with(kv(store)).build(), metrics)
+}
+
+fn kv(store: &Arc<Store>) -> KvServer<Services> {
+    KvServer::new(Services(store.clone())).max_decoding_message_size(usize::MAX)
 }
 
 fn around<G>(grpc: G, metrics: &Arc<Metrics>) -> Service<G, Healthy> {
@@ -399,19 +403,14 @@ fn what_serving_costs() {
         (listener, address)
     };
     let mut servers = Vec::new();
-    // What is served here, behind tonic's router and without it, and on one worker; and what tonic's server serves.
-    fn here<G: GrpcService>(
-        listener: std::net::TcpListener,
-        service: Service<G, Healthy>,
-        connections: Connections,
-    ) -> impl Future<Output = ()> + Send
+    // What is served here, on two workers and on one; behind tonic's router; and what tonic's server serves.
+    async fn here<G>(listener: std::net::TcpListener, service: Service<G, Healthy>, connections: Connections)
     where
+        G: GrpcService,
         G::Future: Send + 'static,
     {
-        async move {
-            let listener = TcpListener::from_std(listener).unwrap();
-            serve(listener, Plain, service, Settings::default(), connections, std::future::pending()).await;
-        }
+        let listener = TcpListener::from_std(listener).unwrap();
+        serve(listener, Plain, service, Settings::default(), connections, std::future::pending()).await;
     }
     for (name, threads) in [("here", 2), ("here-1-worker", 1)] {
         let (listener, address) = bind();
@@ -420,13 +419,13 @@ fn what_serving_costs() {
         servers.push((name, address, runtime));
     }
     let (listener, address) = bind();
-    let direct = runtime("here-direct", 2);
-    let kv = KvServer::new(Services(store.clone())).max_decoding_message_size(usize::MAX);
-    direct.spawn(here(listener, around(kv, &metrics), metrics.connections.clone()));
-    servers.push(("here-direct", address, direct));
+    let routed = runtime("here-router", 2);
+    let routes = around(Routes::new(kv(&store)).prepare(), &metrics);
+    routed.spawn(here(listener, routes, metrics.connections.clone()));
+    servers.push(("here-router", address, routed));
     let (listener, address) = bind();
     let theirs = runtime("tonic", 2);
-    let kv = KvServer::new(Services(store));
+    let kv = kv(&store);
     theirs.spawn(async move {
         let listener = TcpListener::from_std(listener).unwrap();
         let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
