@@ -3,6 +3,8 @@
 //! Nothing here decides anything. The messages are generated from `proto/`, whose field numbers are etcd's wire
 //! format.
 
+pub mod errors;
+
 #[allow(missing_docs, clippy::all, unreachable_pub)]
 mod generated {
     pub mod etcdserverpb {

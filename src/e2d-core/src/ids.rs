@@ -93,6 +93,11 @@ impl At {
         At { main, sub: 0 }
     }
 
+    /// The next possible place.
+    pub fn after(self) -> At {
+        At { main: self.main, sub: self.sub.saturating_add(1) }
+    }
+
     /// The length of [`At::to_bytes`].
     pub const LEN: usize = 12;
 

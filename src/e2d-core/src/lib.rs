@@ -8,3 +8,4 @@ pub mod compactor;
 pub mod ids;
 pub mod lease;
 pub mod mvcc;
+pub mod watch;

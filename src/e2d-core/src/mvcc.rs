@@ -7,6 +7,8 @@
 
 pub mod change;
 pub mod codec;
+pub mod fences;
+pub mod hash;
 pub mod machine;
 pub mod memtable;
 pub mod range;

@@ -4,16 +4,18 @@
 //! clients and tells watchers: nobody hears of a change that a reader could miss. What applying means is
 //! `e2d_core::mvcc::machine`.
 
-use crate::consensus::{Inbox, Input, Pending};
+use crate::consensus::{Inbox, Input, Pending, State};
+use crate::metrics::{ApplyOp, Metrics};
 use crate::store::{AppliedState, Flusher, Store};
 use bytes::Bytes;
+use e2d_core::alarm::Alarm;
 use e2d_core::ids::{LogIndex, MemberId, Term, Tick};
+use e2d_core::lease::Lessor;
 use e2d_core::mvcc::change::Change;
 use e2d_core::mvcc::codec::BadCommand;
 use e2d_core::mvcc::machine::{EntryContext, Machine};
-use e2d_core::mvcc::request::{Answer, Command};
+use e2d_core::mvcc::request::{Answer, Command, Request, Response};
 use e2d_core::mvcc::view::{StoreError, View};
-use prometheus::Histogram;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -43,8 +45,6 @@ pub struct Answered {
 pub trait Changes: Send {
     /// All changes of a batch, in order; every revision is whole.
     fn publish(&self, changes: Vec<Change>);
-    /// The state was compacted, or a revision was applied: whatever waits for it can look again.
-    fn advanced(&self);
 }
 
 /// Committed entries on their way from consensus to apply.
@@ -145,12 +145,20 @@ pub struct Applier {
     pub pending: Arc<Pending>,
     /// Consensus, which wants to know when a term's first entry is applied.
     pub inbox: Arc<Inbox>,
+    /// Who leads.
+    pub state: Arc<State>,
+    /// The leases, which a leader counts.
+    pub lessor: Arc<Mutex<Lessor>>,
+    /// The alarms, for those who only look.
+    pub alarms: Arc<Mutex<Vec<Alarm>>>,
     /// Who hears of changes.
     pub changes: Box<dyn Changes>,
     /// The start of the process' time.
     pub started: Instant,
-    /// How long a batch takes.
-    pub apply_seconds: Histogram,
+    /// What a new leader adds to every lease: holders could not reach a leader for that long.
+    pub election_millis: u64,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Why applying ended.
@@ -212,10 +220,11 @@ impl Applier {
     }
 
     fn apply_batch(&mut self, batch: Vec<Committed>) -> Result<(), Failed> {
-        let began = Instant::now();
+        let mut began = Instant::now();
         let mut changes = Vec::new();
         let mut answers = Vec::with_capacity(batch.len());
-        let mut first_of_term = false;
+        let mut first_of_term = None;
+        let mut alarms_changed = false;
         let compacted = self.machine.published().compacted;
         {
             let layers = self.store.layers();
@@ -228,12 +237,19 @@ impl Applier {
                         let command = Command::decode(bytes)
                             .map_err(|cause| Failed::Entry { index: entry.index, cause })?;
                         let context = EntryContext { index: entry.index, term: entry.term, now: self.now() };
+                        let op = op_of(&command.request);
                         let answer = self.machine.apply(&view, command.request, context, &mut changes)?;
+                        let ended = Instant::now();
+                        let seconds = ended.duration_since(began).as_secs_f64();
+                        self.metrics.server.apply_seconds(op, answer.outcome.is_ok()).observe(seconds);
+                        began = ended;
+                        alarms_changed |= matches!(answer.outcome, Ok(Response::Alarms(_)));
                         if command.origin == self.member {
                             answers.push((command.id, Answered { index: entry.index, answer }));
                         }
                     }
-                    None => first_of_term = true,
+                    None if entry.conf_state.is_none() => first_of_term = Some(entry.term),
+                    None => {}
                 }
                 self.applied.index = entry.index;
                 self.applied.term = entry.term;
@@ -242,16 +258,26 @@ impl Applier {
                 }
             }
         }
+        if alarms_changed {
+            *self.alarms.lock().unwrap_or_else(PoisonError::into_inner) = self.machine.alarms().get(None).collect();
+        }
+        if let Some(term) = first_of_term
+            && self.state.leads_in(self.member, term)
+        {
+            // Everything that former leaders committed is applied now.
+            let mut lessor = self.lessor.lock().unwrap_or_else(PoisonError::into_inner);
+            lessor.promote(self.now(), self.election_millis);
+        }
         // Readers first, then those who would read because of what they hear.
         let published = self.machine.published();
-        self.store.publish(published);
+        self.store.publish(published, &changes)?;
         let _ = self.announce.send_replace(self.applied.index);
         if !changes.is_empty() {
+            self.metrics.mvcc.events.inc_by(changes.len() as u64);
             self.changes.publish(changes);
         }
         if published.compacted != compacted {
             self.flusher.compact();
-            self.changes.advanced();
         }
         let waiters = self.pending.take(answers.iter().map(|(id, _)| *id));
         for ((_, answer), waiter) in answers.into_iter().zip(waiters) {
@@ -260,10 +286,9 @@ impl Applier {
                 let _ = waiter.send(Ok(answer));
             }
         }
-        if first_of_term {
+        if first_of_term.is_some() {
             self.inbox.push(Input::FirstOfTermApplied);
         }
-        self.apply_seconds.observe(began.elapsed().as_secs_f64());
         Ok(())
     }
 
@@ -272,3 +297,18 @@ impl Applier {
     }
 }
 
+
+/// The name that etcd's metrics have for a request.
+fn op_of(request: &Request) -> ApplyOp {
+    match request {
+        Request::Put(_) => ApplyOp::Put,
+        Request::DeleteRange(_) => ApplyOp::DeleteRange,
+        Request::Txn(_) => ApplyOp::Txn,
+        Request::Compact(_) => ApplyOp::Compaction,
+        Request::LeaseGrant { .. } => ApplyOp::LeaseGrant,
+        Request::LeaseRevoke(_) | Request::LeaseExpire { .. } => ApplyOp::LeaseRevoke,
+        Request::LeaseCheckpoint { .. } => ApplyOp::LeaseCheckpoint,
+        Request::AlarmActivate(_) | Request::AlarmDeactivate(_) | Request::AlarmGet(_) => ApplyOp::Alarm,
+        Request::MemberPublish { .. } => ApplyOp::ClusterMemberAttrSet,
+    }
+}

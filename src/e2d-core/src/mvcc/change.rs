@@ -1,12 +1,12 @@
-//! What the apply path tells watchers.
+//! What one applied event is to whoever has to be told of it.
 
-use crate::mvcc::record::Record;
+use super::record::Record;
 
-/// One applied event.
-#[derive(Clone, Debug, PartialEq)]
+/// One applied event. All changes of one revision are handed over together, in the order of `record`'s place.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     /// The event.
     pub record: Record,
-    /// The put that it replaced or deleted, if there was one and it is still known.
+    /// The put that it replaced or deleted, for watchers that ask for the previous key-value.
     pub previous: Option<Record>,
 }

@@ -88,7 +88,11 @@ impl Machine {
             return Ok(Err(rejected));
         }
         Ok(match request {
-            Request::Put(put) => return self.check_put(view, put),
+            // etcd looks at the lease first, and inside a transaction at the key.
+            Request::Put(put) => match self.check_lease(put) {
+                Ok(()) => return self.check_kept(view, put),
+                refused => refused,
+            },
             Request::Txn(txn) => return self.check_txn(view, txn),
             Request::Compact(revision) => self.check_compact(*revision),
             Request::LeaseGrant { id, .. } if self.leases().exists(*id) => Err(Rejected::LeaseExists(*id)),
@@ -119,17 +123,19 @@ impl Machine {
         }
     }
 
-    fn check_put<T: Tables>(&self, view: &View<'_, T>, put: &Put) -> Result<Result<(), Rejected>, StoreError> {
+    fn check_kept<T: Tables>(&self, view: &View<'_, T>, put: &Put) -> Result<Result<(), Rejected>, StoreError> {
         let keeps = put.value.is_none() || put.lease == LeaseChange::Keep;
         if keeps && view.get(&put.key, self.published.revision)?.is_none() {
             return Ok(Err(Rejected::KeyNotFound));
         }
-        if let LeaseChange::Set(Some(lease)) = put.lease
-            && !self.leases().exists(lease)
-        {
-            return Ok(Err(Rejected::LeaseNotFound(lease)));
-        }
         Ok(Ok(()))
+    }
+
+    fn check_lease(&self, put: &Put) -> Result<(), Rejected> {
+        match put.lease {
+            LeaseChange::Set(Some(lease)) if !self.leases().exists(lease) => Err(Rejected::LeaseNotFound(lease)),
+            _ => Ok(()),
+        }
     }
 
     /// Checks the operations that will run: what is compared is the state before the transaction, at every depth.
@@ -138,7 +144,7 @@ impl Machine {
         for op in branch {
             let checked = match op {
                 Op::Range(query) => self.published.check(query.revision),
-                Op::Put(put) => self.check_put(view, put)?,
+                Op::Put(put) => self.check_kept(view, put)?.and_then(|()| self.check_lease(put)),
                 Op::Txn(txn) => self.check_txn(view, txn)?,
                 Op::DeleteRange(_) => Ok(()),
             };

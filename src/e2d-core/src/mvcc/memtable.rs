@@ -24,6 +24,8 @@ pub enum Table {
     Members,
     /// Member and kind -> nothing.
     Alarms,
+    /// Where a section of the keys starts, behind a byte so that it is not empty -> how many keys it has.
+    Fences,
     /// Name -> number, see [`crate::mvcc::machine`].
     Meta,
 }

@@ -315,34 +315,12 @@ impl<'t, T: Tables> View<'t, T> {
         Ok(RangeSummary { count, more })
     }
 
-    /// Changes from a revision on up to and including `until`, for a watcher that is behind: whole revisions, until
-    /// they have about `max_bytes`, but at least one. Gives the revision to go on from.
-    pub fn changes(
+    /// All events from a revision on, in order, until `visit` breaks.
+    pub fn events(
         &self,
         from: Revision,
-        until: Revision,
-        max_bytes: usize,
-        with_previous: bool,
-        out: &mut Vec<Change>,
-    ) -> Result<Revision, StoreError> {
-        let mut next = from;
-        let mut bytes = 0;
-        let mut push = |record: Record| -> Result<ControlFlow<()>, StoreError> {
-            let at = record.as_ref().at;
-            if at.main > until || (bytes > 0 && bytes >= max_bytes && at.main >= next) {
-                return Ok(ControlFlow::Break(()));
-            }
-            bytes += record.bytes().len();
-            next = at.main.next();
-            let previous = match record.as_ref().previous {
-                Some(previous) if with_previous => {
-                    self.event(previous)?.filter(|found| !found.as_ref().is_tombstone()).map(Found::into_record)
-                }
-                _ => None,
-            };
-            out.push(Change { record, previous });
-            Ok(ControlFlow::Continue(()))
-        };
+        visit: &mut dyn FnMut(&RecordRef<'_>) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
         // The layers hold everything after what is committed, so the tables are read up to the first event of a layer.
         let first_in_layers = self.layers.iter().filter_map(|layer| layer.first_event()).min();
         let mut last = None;
@@ -352,28 +330,72 @@ impl<'t, T: Tables> View<'t, T> {
                 return Ok(ControlFlow::Break(()));
             }
             last = Some(event.at);
-            let flow = push(event.to_record())?;
+            let flow = visit(&event);
             stopped = flow.is_break();
             Ok(flow)
         })?;
         let mut layers: Vec<_> = self.layers.iter().collect();
         layers.reverse();
         for layer in layers {
-            let mut start = last.map_or(At::start_of(from), |last| At { main: last.main, sub: last.sub + 1 });
+            let mut start = last.map_or(At::start_of(from), At::after);
             while !stopped {
                 let events = layer.events_from(start, 256);
                 let Some(end) = events.last().map(|event| event.as_ref().at) else { break };
-                for event in events {
-                    if push(event)?.is_break() {
-                        stopped = true;
-                        break;
-                    }
-                }
+                stopped = events.iter().any(|event| visit(&event.as_ref()).is_break());
                 last = Some(end);
-                start = At { main: end.main, sub: end.sub + 1 };
+                start = end.after();
             }
         }
-        Ok(if stopped { next } else { until.next().max(next) })
+        Ok(())
+    }
+
+    /// Changes from a revision on up to the newest, for a watcher that is behind: whole revisions, until
+    /// they have about `max_bytes`, but at least one. Gives the revision to go on from.
+    pub fn changes(
+        &self,
+        from: Revision,
+        published: Published,
+        max_bytes: usize,
+        with_previous: bool,
+        out: &mut Vec<Change>,
+    ) -> Result<Revision, StoreError> {
+        let until = published.revision;
+        let mut next = from;
+        let mut bytes = 0;
+        let mut stopped = false;
+        let mut failed = None;
+        self.events(from, &mut |event| {
+            let main = event.at.main;
+            if main > until || (bytes > 0 && bytes >= max_bytes && main >= next) {
+                stopped = true;
+                return ControlFlow::Break(());
+            }
+            bytes += event.bytes().len();
+            next = main.next();
+            let previous = match event.previous {
+                // Whether a sweep has removed it yet makes no difference.
+                Some(previous) if with_previous && published.compacted.is_none_or(|compacted| main > compacted) => {
+                    self.event(previous)
+                }
+                _ => Ok(None),
+            };
+            match previous {
+                Ok(previous) => {
+                    let previous = previous.filter(|found| !found.as_ref().is_tombstone()).map(Found::into_record);
+                    out.push(Change { record: event.to_record(), previous });
+                    ControlFlow::Continue(())
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        match failed {
+            Some(error) => Err(error),
+            None if stopped => Ok(next),
+            None => Ok(until.next().max(next)),
+        }
     }
 }
 

@@ -19,7 +19,7 @@ mod raft_log;
 mod ready;
 
 pub use inbox::Inbox;
-pub use node::{Failed, From, Settings, Started, start};
+pub use node::{Failed, From, Parts, Settings, Started, start};
 pub use pending::Pending;
 
 use crate::apply::Answered;
@@ -47,6 +47,8 @@ pub enum Input {
     FirstOfTermApplied,
     /// The tables have everything up to this entry.
     Flushed(LogIndex),
+    /// Answer, to show that turns are taken.
+    AreYouThere(oneshot::Sender<()>),
     /// Stop after what was asked before.
     Stop,
 }
@@ -99,6 +101,11 @@ impl State {
     /// Who leads, if that is known.
     pub fn leader(&self) -> Option<MemberId> {
         Some(MemberId(self.leader.load(Ordering::Acquire))).filter(|leader| leader.0 != 0)
+    }
+
+    /// Whether a member leads in a term, as far as is known.
+    pub fn leads_in(&self, member: MemberId, term: Term) -> bool {
+        self.leader() == Some(member) && self.term() == term
     }
 
     /// The last entry known to be committed.
@@ -217,6 +224,13 @@ impl Handle {
     pub async fn wait_applied(&self, index: LogIndex) -> Result<(), Unavailable> {
         let mut applied = self.applied.clone();
         applied.wait_for(|applied| *applied >= index).await.map(drop).map_err(|_| Unavailable::Stopped)
+    }
+
+    /// Whether the thread takes its turns: it answers within `patience`, whatever the answer.
+    pub async fn is_alive(&self, patience: Duration) -> bool {
+        let (waiter, answer) = oneshot::channel();
+        self.inbox.push(Input::AreYouThere(waiter));
+        matches!(tokio::time::timeout(patience, answer).await, Ok(Ok(())))
     }
 
     /// Tells consensus what the tables have.

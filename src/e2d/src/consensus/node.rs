@@ -5,6 +5,7 @@ use super::pending::Pending;
 use super::raft_log::RaftLog;
 use super::{Handle, Input, State, Unavailable};
 use crate::apply::ApplyQueue;
+use crate::metrics;
 use crate::wal::{Batch, LogAfter, SnapshotMark, Wal, WalError};
 use e2d_core::ids::{LogIndex, MemberId, Term};
 use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType};
@@ -30,8 +31,8 @@ pub struct Settings {
     pub snapshot_entries: u64,
     /// Entries that stay in the log for members that are a little behind.
     pub catchup_entries: u64,
-    /// Where the ids of proposals start; random.
-    pub first_proposal_id: u64,
+    /// Where the numbers of read rounds start; random.
+    pub first_round: u64,
 }
 
 /// Why the thread ended.
@@ -75,6 +76,8 @@ pub(super) struct Node {
     /// Rounds are never repeated: an answer to an older one, late on the network, must not count for a newer one.
     next_round: u64,
     flushed: LogIndex,
+    wal_metrics: metrics::Wal,
+    demoted: Box<dyn Fn() + Send>,
 }
 
 /// A running consensus thread.
@@ -82,7 +85,7 @@ pub struct Started {
     /// How to speak with it.
     pub handle: Handle,
     /// Ends with the thread.
-    pub thread: std::thread::JoinHandle<Result<(), Failed>>,
+    pub thread: std::thread::JoinHandle<()>,
 }
 
 /// What [`start`] starts from.
@@ -97,17 +100,33 @@ pub struct From {
     pub applied: (LogIndex, Term),
 }
 
-/// Starts the thread.
+/// What consensus shares with others.
+pub struct Parts {
+    /// What it is asked.
+    pub inbox: Arc<Inbox>,
+    /// Who waits for answers.
+    pub pending: Arc<Pending>,
+    /// What everybody may know.
+    pub state: Arc<State>,
+    /// Where committed entries go.
+    pub apply: Arc<ApplyQueue>,
+    /// What was applied of them.
+    pub applied: watch::Receiver<LogIndex>,
+    /// What is counted of the log.
+    pub wal_metrics: metrics::Wal,
+    /// This member no longer leads.
+    pub demoted: Box<dyn Fn() + Send>,
+}
+
+/// Starts the thread. `failed` is called on it if it cannot go on.
 pub fn start(
     settings: Settings,
     from: From,
-    inbox: Arc<Inbox>,
-    apply: Arc<ApplyQueue>,
-    applied: watch::Receiver<LogIndex>,
-    pending: Arc<Pending>,
+    parts: Parts,
     logger: &slog::Logger,
-    on_end: impl FnOnce() + Send + 'static,
+    failed: impl FnOnce(Failed) + Send + 'static,
 ) -> Result<Started, Failed> {
+    let Parts { inbox, pending, state, apply, applied, wal_metrics, demoted } = parts;
     let ticks = (settings.election.as_millis() / settings.heartbeat.as_millis().max(1)).max(2) as usize;
     let config = Config {
         id: settings.member.0,
@@ -129,7 +148,6 @@ pub fn start(
     hard_state.term = hard_state.term.max(from.applied.1.0);
     let mark = from.wal.reader().snapshot();
     let log = RaftLog::new(hard_state, from.conf_state, mark, from.wal.reader());
-    let state = Arc::new(State::default());
     let mut node = Node {
         raft: RawNode::new(&config, log, logger)?,
         wal: from.wal,
@@ -141,8 +159,10 @@ pub fn start(
         state: state.clone(),
         applied: applied.clone(),
         reads: VecDeque::new(),
-        next_round: 1,
+        next_round: settings.first_round >> 1,
         flushed: from.applied.0,
+        wal_metrics,
+        demoted,
     };
     if node.is_only_voter() {
         // Nobody else can lead, so there is no reason to wait for an election time-out.
@@ -152,9 +172,9 @@ pub fn start(
     let thread = std::thread::Builder::new()
         .name("consensus".into())
         .spawn(move || {
-            let ended = node.run();
-            on_end();
-            ended
+            if let Err(error) = node.run() {
+                failed(error);
+            }
         })
         .map_err(|error| Failed::Raft(error.into()))?;
     let handle = Handle { member: settings.member, inbox, pending, state, applied, timeout: settings.request_timeout };
@@ -162,6 +182,20 @@ pub fn start(
 }
 
 impl Node {
+    /// Writes a batch, and counts what it took.
+    pub(super) fn write(&mut self, entries: &[Entry], hard_state: Option<&HardState>) -> Result<(), Failed> {
+        if entries.is_empty() && hard_state.is_none() {
+            return Ok(());
+        }
+        let began = Instant::now();
+        self.wal.append(&Batch { snapshot: None, entries, hard_state })?;
+        if !entries.is_empty() {
+            self.wal_metrics.fsync_seconds.observe(began.elapsed().as_secs_f64());
+            self.wal_metrics.batch_entries.observe(entries.len() as f64);
+        }
+        Ok(())
+    }
+
     fn run(&mut self) -> Result<(), Failed> {
         let mut next_tick = Instant::now() + self.settings.heartbeat;
         let mut inputs = Vec::new();
@@ -215,6 +249,7 @@ impl Node {
                 // Nothing to do but to look again, at the end of the turn, at what is applied.
                 Input::FirstOfTermApplied => {}
                 Input::Flushed(index) => self.flushed = self.flushed.max(index),
+                Input::AreYouThere(waiter) => drop(waiter.send(())),
                 Input::Stop => stop = true,
             }
         }
@@ -251,7 +286,7 @@ impl Node {
         self.next_round += 1;
         let mut context = Vec::with_capacity(24);
         context.extend_from_slice(&self.settings.member.0.to_be_bytes());
-        context.extend_from_slice(&self.settings.first_proposal_id.to_be_bytes());
+        context.extend_from_slice(&self.settings.first_round.to_be_bytes());
         context.extend_from_slice(&round.to_be_bytes());
         self.reads.push_back((round, reads));
         self.raft.read_index(context);
@@ -274,6 +309,11 @@ impl Node {
 
     fn leadership_changed(&mut self) {
         self.state.alone.store(false, Ordering::Release);
+        // Before anything of the new term is handed to apply, which looks at it.
+        self.publish();
+        if self.raft.raft.state != StateRole::Leader {
+            (self.demoted)();
+        }
         self.state.leader_changes.fetch_add(1, Ordering::Relaxed);
         for (_, reads) in self.reads.drain(..) {
             reads.into_iter().for_each(|read| drop(read.send(Err(Unavailable::LeaderChanged))));

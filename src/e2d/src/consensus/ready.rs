@@ -2,7 +2,6 @@
 
 use super::node::{Failed, Node};
 use crate::apply::Committed;
-use crate::wal::Batch;
 use e2d_core::ids::{LogIndex, Term};
 use raft::eraftpb::{ConfChange, ConfChangeV2, Entry, EntryType, Message};
 use raft::{LightReady, Ready};
@@ -25,7 +24,7 @@ impl Node {
         let entries = ready.take_entries();
         let durable_from = self.raft.store().mark().index;
         assert!(entries.first().is_none_or(|first| first.index > durable_from), "an entry below what is durable");
-        self.wal.append(&Batch { snapshot: None, entries: &entries, hard_state: ready.hs() })?;
+        self.write(&entries, ready.hs())?;
         self.raft.mut_store().append(&entries);
 
         // 4. What depends on that: votes and acknowledgements.
@@ -46,7 +45,7 @@ impl Node {
     fn remember_commit(&mut self, light: &LightReady) -> Result<(), Failed> {
         if light.commit_index().is_some() {
             let hard_state = self.raft.raft.hard_state();
-            self.wal.append(&Batch { snapshot: None, entries: &[], hard_state: Some(&hard_state) })?;
+            self.write(&[], Some(&hard_state))?;
         }
         Ok(())
     }

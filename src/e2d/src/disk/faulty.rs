@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Disk, DiskFile};
 
@@ -45,26 +45,35 @@ impl FaultyDisk {
     pub fn new(inner: Arc<dyn Disk>, fault: Option<(usize, Fault)>) -> FaultyDisk {
         FaultyDisk {
             inner,
-            plan: Arc::new(Mutex::new(Plan { fault, calls: Vec::new(), fail_next_write: false, failed_at: None })),
+            plan: Arc::new(Mutex::new(Plan {
+                fault,
+                calls: Vec::new(),
+                fail_next_write: false,
+                failed_at: None,
+            })),
         }
     }
 
     /// Every call until now, as `name path`.
     pub fn calls(&self) -> Vec<String> {
-        let plan = self.plan.lock().unwrap();
+        let plan = self.plan();
         plan.calls.iter().map(|(call, _)| call.clone()).collect()
     }
 
     /// Whether a call has returned an error of this disk's making.
     pub fn failed(&self) -> bool {
-        self.plan.lock().unwrap().failed_at.is_some()
+        self.plan().failed_at.is_some()
     }
 
     /// The calls after the failed one that changed the disk, or would have.
     pub fn changes_after_failure(&self) -> Vec<String> {
-        let plan = self.plan.lock().unwrap();
+        let plan = self.plan();
         let after = plan.failed_at.unwrap_or(plan.calls.len());
-        plan.calls[after..].iter().filter(|(_, changes)| *changes).map(|(call, _)| call.clone()).collect()
+        plan.calls[after..]
+            .iter()
+            .filter(|(_, changes)| *changes)
+            .map(|(call, _)| call.clone())
+            .collect()
     }
 }
 
@@ -77,7 +86,8 @@ enum Verdict {
 impl Plan {
     fn call(&mut self, name: &str, path: &Path, changes: bool, write: bool) -> io::Result<Verdict> {
         let number = self.calls.len();
-        self.calls.push((format!("{name} {}", path.display()), changes));
+        self.calls
+            .push((format!("{name} {}", path.display()), changes));
         if write && std::mem::take(&mut self.fail_next_write) {
             self.failed_at = Some(self.calls.len());
             return Err(rustix::io::Errno::IO.into());
@@ -104,13 +114,21 @@ impl Plan {
 }
 
 impl FaultyDisk {
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn call(&self, name: &str, path: &Path, changes: bool) -> io::Result<()> {
-        let mut plan = self.plan.lock().unwrap();
+        let mut plan = self.plan();
         plan.call(name, path, changes, false).map(|_| ())
     }
 
     fn wrap(&self, path: &Path, inner: Box<dyn DiskFile>) -> Box<dyn DiskFile> {
-        Box::new(FaultyFile { inner, path: path.to_owned(), disk: self.clone() })
+        Box::new(FaultyFile {
+            inner,
+            path: path.to_owned(),
+            disk: self.clone(),
+        })
     }
 }
 
@@ -165,7 +183,7 @@ impl DiskFile for FaultyFile {
     }
 
     fn pwrite(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
-        let verdict = self.disk.plan.lock().unwrap().call("pwrite", &self.path, true, true)?;
+        let verdict = self.disk.plan().call("pwrite", &self.path, true, true)?;
         match verdict {
             Verdict::Do => self.inner.pwrite(buf, offset),
             Verdict::Half => self.inner.pwrite(&buf[..buf.len().div_ceil(2)], offset),

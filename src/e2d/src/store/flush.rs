@@ -57,6 +57,11 @@ impl Store {
         active.put_row(Table::Meta, APPLIED_TERM, number(applied.term.0));
         active.put_row(Table::Meta, REVISION, number(revision.0));
         active.put_row(Table::Meta, CONF_STATE, Some(applied.conf_state.clone()));
+        for (start, count) in self.fences().take_changed() {
+            let mut key = vec![1];
+            key.extend_from_slice(&start);
+            active.put_row(Table::Fences, key, count.and_then(number));
+        }
         *layers = Layers { frozen: Some(layers.active.clone()), active: Arc::default() };
         true
     }

@@ -23,13 +23,16 @@ use crate::store::tables::Databases;
 use e2d_core::alarm::{Alarm, Alarms};
 use e2d_core::ids::{ClusterId, LogIndex, MemberId, Revision, Term};
 use e2d_core::lease::{Lessor, Settings as LessorSettings};
+use e2d_core::mvcc::change::Change;
+use e2d_core::mvcc::fences::Fences;
 use e2d_core::mvcc::machine;
 use e2d_core::mvcc::memtable::{Layers, Memtable, Published, Table};
 use e2d_core::mvcc::view::{StoreError, View};
 use heed::{EnvFlags, EnvOpenOptions, WithoutTls};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// The map is sparse: it costs address space and nothing else, so it is never resized. The quota is ours.
 const MAP_BYTES: usize = 1 << 40;
@@ -93,6 +96,8 @@ pub(crate) struct Inner {
     record_bytes: AtomicU64,
     /// Everything before this was swept by compactions.
     swept: AtomicU64,
+    /// Kept by the apply thread; readers look for moments.
+    fences: Mutex<Fences>,
 }
 
 impl Store {
@@ -122,6 +127,7 @@ impl Store {
             compacted: AtomicU64::new(0),
             record_bytes: AtomicU64::new(0),
             swept: AtomicU64::new(0),
+            fences: Mutex::default(),
         };
         let store = Store(Arc::new(inner));
         store.load(identity, lessor)
@@ -168,13 +174,20 @@ impl Store {
             members.push((MemberId(id), bytes::Bytes::copy_from_slice(row)));
             Ok(())
         })?;
+        let mut sections = Vec::new();
+        databases.each_row(&txn, Table::Fences, &mut |key, row| {
+            let count = row.try_into().map(u64::from_be_bytes).map_err(|_| "not a number of keys")?;
+            sections.push((bytes::Bytes::copy_from_slice(key.get(1..).ok_or("no start")?), count));
+            Ok(())
+        })?;
+        *inner.fences.lock().unwrap_or_else(PoisonError::into_inner) = Fences::load(published.revision, sections);
         drop(txn);
         Ok(Loaded { applied, published, lessor, alarms, members, store: self })
     }
 
     /// The memtables as they are at this moment.
     pub fn layers(&self) -> Layers {
-        self.0.layers.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.0.layers.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The tables as of their last commit. For a consistent [`View`] take the layers first.
@@ -187,13 +200,6 @@ impl Store {
         let revision = Revision(self.0.revision.load(Ordering::Acquire));
         let compacted = self.0.compacted.load(Ordering::Acquire).checked_sub(1).map(Revision);
         Published { revision, compacted }
-    }
-
-    /// Lets readers see what was applied. For the apply thread alone.
-    pub fn publish(&self, published: Published) {
-        // The compaction first: who sees the new revision must not miss it.
-        self.0.compacted.store(published.compacted.map_or(0, |compacted| compacted.0 + 1), Ordering::Release);
-        self.0.revision.store(published.revision.0, Ordering::Release);
     }
 
     /// Reads at one revision. `read` gets the view and what was published when it started; its result counts only if
@@ -220,10 +226,58 @@ impl Store {
         }
     }
 
+    /// The numbers of keys.
+    pub(crate) fn fences(&self) -> MutexGuard<'_, Fences> {
+        self.0.fences.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many keys there are.
+    pub fn keys(&self) -> u64 {
+        self.fences().total()
+    }
+
+    /// Lets readers see what was applied. For the apply thread alone.
+    pub fn publish(&self, published: Published, changes: &[Change]) -> Result<(), StoreError> {
+        let mut large = Vec::new();
+        {
+            // Under the lock, so that whoever counts at a revision cannot then read an older one.
+            let mut fences = self.fences();
+            for change in changes {
+                let record = change.record.as_ref();
+                if record.is_tombstone() {
+                    fences.deleted(record.key());
+                } else if record.version == 1 {
+                    large.extend(fences.created(record.key()));
+                }
+            }
+            fences.advance(published.revision);
+            // The compaction first: who sees the new revision must not miss it.
+            self.0.compacted.store(published.compacted.map_or(0, |compacted| compacted.0 + 1), Ordering::Release);
+            self.0.revision.store(published.revision.0, Ordering::Release);
+        }
+        for section in large {
+            let snapshot;
+            let layers = self.layers();
+            snapshot = self.snapshot();
+            let mut keys = Vec::new();
+            View::new(layers, &snapshot).scan(&section, published.revision, &mut |found| {
+                keys.push(bytes::Bytes::copy_from_slice(found.as_ref().key()));
+                ControlFlow::Continue(())
+            })?;
+            self.fences().split(&section, &keys);
+        }
+        Ok(())
+    }
+
     /// Bytes of all records, in tables and memtables: what the quota is held against.
     pub fn record_bytes(&self) -> u64 {
         let layers = self.layers();
         self.0.record_bytes.load(Ordering::Relaxed) + layers.iter().map(Memtable::record_bytes).sum::<u64>()
+    }
+
+    /// Compactions have removed what they can before this revision.
+    pub fn swept(&self) -> Revision {
+        Revision(self.0.swept.load(Ordering::Acquire))
     }
 
     /// Bytes of the database file that are in use, and of the file as a whole.

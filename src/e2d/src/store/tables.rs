@@ -45,6 +45,7 @@ pub(crate) struct Databases {
     attachments: Database<'static, Raw, Raw>,
     members: Database<'static, Raw, Raw>,
     alarms: Database<'static, Raw, Raw>,
+    fences: Database<'static, Raw, Raw>,
     meta: Database<'static, Raw, Raw>,
 }
 
@@ -62,12 +63,13 @@ impl Databases {
                     create("attachments")?,
                     create("members")?,
                     create("alarms")?,
+                    create("fences")?,
                     create("meta")?,
                 ]))
             })
             .map_err(|error| io("opening the store", error))?;
         let CommitOrAbort::Commit(made) = made else { unreachable!("nothing above aborts") };
-        let [keys, long_keys, history, leases, attachments, members, alarms, meta] = made;
+        let [keys, long_keys, history, leases, attachments, members, alarms, fences, meta] = made;
         Ok(Databases {
             keys: KeyTable { keys, long_keys },
             history,
@@ -75,6 +77,7 @@ impl Databases {
             attachments,
             members,
             alarms,
+            fences,
             meta,
         })
     }
@@ -108,6 +111,7 @@ impl Databases {
             Table::Attachments => &self.attachments,
             Table::Members => &self.members,
             Table::Alarms => &self.alarms,
+            Table::Fences => &self.fences,
             Table::Meta => &self.meta,
         }
     }
@@ -161,7 +165,7 @@ impl Databases {
     /// Bytes in use and bytes of the file.
     pub(super) fn file_bytes(&self, env: &Env) -> Result<(u64, u64), StoreError> {
         let txn = env.read_txn().map_err(|error| io("reading the store", error))?;
-        let all = [self.keys.keys, self.keys.long_keys, self.history, self.leases, self.attachments, self.members, self.alarms, self.meta];
+        let all = [self.keys.keys, self.keys.long_keys, self.history, self.leases, self.attachments, self.members, self.alarms, self.fences, self.meta];
         let mut used = 0;
         for database in all {
             let stat = database.stat(&txn).map_err(|error| io("reading the store", error))?;
@@ -263,6 +267,7 @@ fn name_of(table: Table) -> &'static str {
         Table::Attachments => "attachments",
         Table::Members => "members",
         Table::Alarms => "alarms",
+        Table::Fences => "fences",
         Table::Meta => "meta",
     }
 }

@@ -36,10 +36,11 @@ impl Node {
 
     fn apply(&mut self, request: Request) -> Answer {
         self.index += 1;
+        let mut changes = Vec::new();
         let layers = self.store.layers();
         let snapshot = self.store.snapshot();
-        let answer = self.machine.apply(&View::new(layers, &snapshot), request, EntryContext::default(), &mut Vec::new()).unwrap();
-        self.store.publish(self.machine.published());
+        let answer = self.machine.apply(&View::new(layers, &snapshot), request, EntryContext::default(), &mut changes).unwrap();
+        self.store.publish(self.machine.published(), &changes).unwrap();
         answer
     }
 
@@ -104,7 +105,7 @@ fn what_was_flushed_is_there_after_a_restart() {
     node.put("lost", b"the log has it");
     drop(node);
     let node = Node::start(dir.path());
-    assert_eq!((node.index, node.store.published().revision), (2, Revision(3)));
+    assert_eq!((node.index, node.store.published().revision, node.store.keys()), (2, Revision(3), 2));
     assert_eq!(node.all(), BTreeMap::from([(b"a".to_vec(), b"1".to_vec()), (b"large".to_vec(), vec![7; 5000])]));
 }
 

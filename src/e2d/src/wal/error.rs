@@ -70,7 +70,9 @@ pub enum WalError {
     },
 
     /// The entries asked for are not in the log: released, or not yet written.
-    #[error("entries {lo} to {hi} (exclusive) are not in the raft log, which has {first} to {last}")]
+    #[error(
+        "entries {lo} to {hi} (exclusive) are not in the raft log, which has {first} to {last}"
+    )]
     OutOfRange {
         /// The first entry asked for.
         lo: u64,

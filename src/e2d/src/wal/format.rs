@@ -85,14 +85,20 @@ impl Header {
     pub(super) fn decode(bytes: &[u8], path: &Path) -> Result<Header, WalError> {
         let corrupt = |offset, what: String| Err(WalError::corrupt(path, offset, what));
         let Some(bytes) = bytes.get(..HEADER_BYTES) else {
-            return corrupt(0, format!("a header of {HEADER_BYTES} bytes, found {}", bytes.len()));
+            return corrupt(
+                0,
+                format!("a header of {HEADER_BYTES} bytes, found {}", bytes.len()),
+            );
         };
         if &bytes[..8] != MAGIC {
             return corrupt(0, format!("expected {MAGIC:?}, found {:?}", &bytes[..8]));
         }
         let (crc, found) = (crc32c::crc32c(&bytes[..72]), u32_at(bytes, 72));
         if crc != found {
-            return corrupt(72, format!("header crc {found:#010x}, computed {crc:#010x}"));
+            return corrupt(
+                72,
+                format!("header crc {found:#010x}, computed {crc:#010x}"),
+            );
         }
         let version = u32_at(bytes, 8);
         if version != VERSION {
@@ -110,7 +116,10 @@ impl Header {
         };
         if !valid_block_bytes(header.block_bytes) || header.capacity > MAX_SEGMENT_BYTES {
             let (block, capacity) = (header.block_bytes, header.capacity);
-            return corrupt(12, format!("blocks of {block} bytes, {capacity} bytes in all"));
+            return corrupt(
+                12,
+                format!("blocks of {block} bytes, {capacity} bytes in all"),
+            );
         }
         let numbers = 1..=MAX_INDEX;
         if !numbers.contains(&header.first_index) || !numbers.contains(&header.first_frame) {
@@ -347,7 +356,12 @@ fn decode_item(bytes: &[u8], seed: u32, offset: u64) -> Result<(Item, usize), St
             commit: u64_at(payload, 16),
         }),
         TYPE_MARK => Item::Mark(decode_mark(payload)?),
-        kind => return Err(format!("a record of type {kind} and {} bytes", payload.len())),
+        kind => {
+            return Err(format!(
+                "a record of type {kind} and {} bytes",
+                payload.len()
+            ));
+        }
     };
     Ok((item, record_bytes))
 }
@@ -374,7 +388,9 @@ impl EntryFixed {
         let room = payload.len() - ENTRY_FIXED_BYTES;
         if fixed.context_bytes > room {
             let found = fixed.context_bytes;
-            return Err(format!("an entry's context of {found} bytes where {room} are left"));
+            return Err(format!(
+                "an entry's context of {found} bytes where {room} are left"
+            ));
         }
         Ok(fixed)
     }
@@ -390,7 +406,10 @@ pub(super) fn decode_entry(
 ) -> Result<Entry, String> {
     let found = Record::decode(record, seed, offset)?;
     if found.kind != TYPE_ENTRY {
-        return Err(format!("a record of type {} where an entry was", found.kind));
+        return Err(format!(
+            "a record of type {} where an entry was",
+            found.kind
+        ));
     }
     let fixed = EntryFixed::decode(&record[found.payload.clone()])?;
     let context = found.payload.start + ENTRY_FIXED_BYTES;

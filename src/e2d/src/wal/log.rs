@@ -113,11 +113,15 @@ impl Log {
             return Err(format!("entry {index} where the last is {last}"));
         }
         if index <= mark {
-            return Err(format!("entry {index}, which the snapshot at {mark} covers"));
+            return Err(format!(
+                "entry {index}, which the snapshot at {mark} covers"
+            ));
         }
         if index <= self.hard_state.commit {
             let commit = self.hard_state.commit;
-            return Err(format!("entry {index} again, which was committed ({commit})"));
+            return Err(format!(
+                "entry {index} again, which was committed ({commit})"
+            ));
         }
         match self.term(index - 1) {
             Some(before) if before > term => Err(format!("entry {index} of term {term} behind one of term {before}")),
@@ -192,14 +196,18 @@ impl Log {
         if mark.log == LogAfter::Discarded {
             let commit = self.hard_state.commit;
             return if index < commit {
-                Err(format!("a snapshot at {index} in the place of committed entries ({commit})"))
+                Err(format!(
+                    "a snapshot at {index} in the place of committed entries ({commit})"
+                ))
             } else {
                 Ok(())
             };
         }
         let last = self.last_index();
         if index > last {
-            return Err(format!("a snapshot at {index} where the last entry is {last}"));
+            return Err(format!(
+                "a snapshot at {index} where the last entry is {last}"
+            ));
         }
         match self.term(index) {
             Some(term) if term != mark.term => {
@@ -292,7 +300,11 @@ impl Read {
         let buf = Bytes::from(buf);
         // Entries share the buffer they were read into, unless it is mostly something else: the padding behind small
         // batches would be kept in memory as long as any of them.
-        let wanted: usize = self.slots.iter().map(|(_, s)| s.record_bytes as usize).sum();
+        let wanted: usize = self
+            .slots
+            .iter()
+            .map(|(_, s)| s.record_bytes as usize)
+            .sum();
         let share = wanted * 2 > bytes;
         for (index, slot) in &self.slots {
             let offset = u64::from(slot.offset);

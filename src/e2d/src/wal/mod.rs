@@ -47,7 +47,7 @@ pub use self::error::WalError;
 use self::format::{FrameWriter, Header};
 use self::log::{Log, Segment, Slot};
 pub use self::recover::{Recovered, TornTail};
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskFile};
 
 /// The batch buffer is given back to the allocator above this size, in bytes.
 const KEEP_BUFFER_BYTES: usize = 4 << 20;
@@ -89,7 +89,7 @@ impl Default for Options {
         Options {
             segment_bytes: 64 << 20,
             block_bytes: 4096,
-            zero_ahead_bytes: 256 << 10,
+            zero_ahead_bytes: 1 << 20,
             spare_segments: 2,
             recover_bytes: u64::MAX,
         }
@@ -176,7 +176,12 @@ impl Wal {
     ///
     /// # Panics
     /// If the options make no sense.
-    pub fn create(disk: Arc<dyn Disk>, dir: &Path, identity: Identity, options: Options) -> Result<Wal, WalError> {
+    pub fn create(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        identity: Identity,
+        options: Options,
+    ) -> Result<Wal, WalError> {
         let mut salt = [0; 8];
         // Without blocking only at early boot, when the kernel has no entropy yet: then it is waited for.
         rustix::rand::getrandom(&mut salt, rustix::rand::GetRandomFlags::empty())
@@ -193,17 +198,26 @@ impl Wal {
     ) -> Result<Wal, WalError> {
         options.check();
         if Wal::exists(&*disk, dir)? {
-            return Err(WalError::Exists { dir: dir.to_owned() });
+            return Err(WalError::Exists {
+                dir: dir.to_owned(),
+            });
         }
-        disk.create_dir(dir).map_err(WalError::io("making the directory", dir))?;
+        disk.create_dir(dir)
+            .map_err(WalError::io("making the directory", dir))?;
         if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
-            disk.fsync_dir(parent).map_err(WalError::io("syncing the directory", parent))?;
+            disk.fsync_dir(parent)
+                .map_err(WalError::io("syncing the directory", parent))?;
         }
         if let Some(names) = recover::list(&*disk, dir)? {
             recover::unlink_all(&*disk, dir, &names.unfinished)?;
         }
         let mut log = Log::new(1);
-        let mut maker = SegmentMaker { disk: &*disk, dir, spares: &mut Vec::new(), buf: &mut Vec::new() };
+        let mut maker = SegmentMaker {
+            disk: &*disk,
+            dir,
+            spares: &mut Vec::new(),
+            buf: &mut Vec::new(),
+        };
         let header = Header {
             identity,
             salt,
@@ -275,13 +289,16 @@ impl Wal {
     pub fn append(&mut self, batch: &Batch<'_>) -> Result<(), WalError> {
         self.check_poison()?;
         let makes_sense = self.reader.read().check_batch(batch);
-        assert!(makes_sense.is_ok(), "raft asks the log to write {}", makes_sense.unwrap_err());
+        if let Err(what) = makes_sense {
+            panic!("raft asks the log to write {what}");
+        }
         let before = self.hard_state;
         if let Some(hard_state) = batch.hard_state {
             self.hard_state_written &= *hard_state == self.hard_state;
             self.hard_state = *hard_state;
         }
-        let nothing_but_commit = (self.hard_state.term, self.hard_state.vote) == (before.term, before.vote);
+        let nothing_but_commit =
+            (self.hard_state.term, self.hard_state.vote) == (before.term, before.vote);
         if batch.snapshot.is_none() && batch.entries.is_empty() && nothing_but_commit {
             self.reader.write().hard_state = self.hard_state;
             return Ok(());
@@ -345,7 +362,9 @@ impl Wal {
     fn check_poison(&self) -> Result<(), WalError> {
         match &self.poisoned {
             None => Ok(()),
-            Some(first) => Err(WalError::Poisoned { first: first.clone() }),
+            Some(first) => Err(WalError::Poisoned {
+                first: first.clone(),
+            }),
         }
     }
 
@@ -390,16 +409,22 @@ impl Wal {
             frame.hard_state(&self.hard_state);
         }
         frame.finish(self.next_frame, self.block_bytes);
-        debug_assert_eq!(self.buf.len() as u64, bytes, "a frame of another size than computed");
+        debug_assert_eq!(
+            self.buf.len() as u64,
+            bytes,
+            "a frame of another size than computed"
+        );
 
         let end = self.offset + bytes;
         let mut zeroed = self.zeroed;
         if end > zeroed {
-            zeroed = (end + u64::from(self.options.zero_ahead_bytes)).min(self.last.header.capacity);
+            zeroed =
+                (end + u64::from(self.options.zero_ahead_bytes)).min(self.last.header.capacity);
             self.buf.resize((zeroed - self.offset) as usize, 0);
         }
         let Segment { file, path, .. } = &*self.last;
-        file.write_full(&self.buf, self.offset).map_err(WalError::io("writing", path))?;
+        file.write_full(&self.buf, self.offset)
+            .map_err(WalError::io("writing", path))?;
         file.fdatasync().map_err(WalError::io("syncing", path))?;
 
         self.offset = end;
@@ -433,7 +458,10 @@ impl Wal {
         let head_bytes = block + head_frame_bytes(&mark).next_multiple_of(block);
         let needed = head_bytes + frame_bytes;
         if needed > format::MAX_SEGMENT_BYTES {
-            return Err(WalError::TooLarge { bytes: frame_bytes, limit: format::MAX_SEGMENT_BYTES - head_bytes });
+            return Err(WalError::TooLarge {
+                bytes: frame_bytes,
+                limit: format::MAX_SEGMENT_BYTES - head_bytes,
+            });
         }
         let sequence = self.last.header.sequence.checked_add(1);
         let header = Header {
@@ -441,18 +469,27 @@ impl Wal {
             salt: self.salt,
             block_bytes: self.block_bytes,
             capacity: self.options.segment_bytes.max(needed),
-            sequence: sequence
-                .ok_or_else(|| WalError::corrupt(&self.last.path, 0, "sequences have come to their end"))?,
+            sequence: sequence.ok_or_else(|| {
+                WalError::corrupt(&self.last.path, 0, "sequences have come to their end")
+            })?,
             recycled: false,
             first_index: last_index + 1,
             first_frame: self.next_frame,
         };
-        let mut maker =
-            SegmentMaker { disk: &*self.disk, dir: &self.dir, spares: &mut self.spares, buf: &mut self.buf };
+        let mut maker = SegmentMaker {
+            disk: &*self.disk,
+            dir: &self.dir,
+            spares: &mut self.spares,
+            buf: &mut self.buf,
+        };
         let (segment, offset) = maker.make(header, &mark, &hard_state)?;
         self.last = Arc::new(segment);
         self.offset = offset;
-        self.zeroed = if self.last.header.recycled { self.last.header.capacity } else { offset };
+        self.zeroed = if self.last.header.recycled {
+            self.last.header.capacity
+        } else {
+            offset
+        };
         self.next_frame += 1;
         let mut log = self.reader.write();
         log.segments.insert(header.sequence, Arc::clone(&self.last));
@@ -482,13 +519,19 @@ impl Wal {
                 && segment.header.capacity == self.options.segment_bytes
             {
                 let spare = recover::spare_name(segment.header.sequence);
-                self.disk.rename(path, &self.dir.join(&spare)).map_err(WalError::io("setting aside", path))?;
+                self.disk
+                    .rename(path, &self.dir.join(&spare))
+                    .map_err(WalError::io("setting aside", path))?;
                 self.spares.push(spare);
             } else {
-                self.disk.unlink(path).map_err(WalError::io("removing", path))?;
+                self.disk
+                    .unlink(path)
+                    .map_err(WalError::io("removing", path))?;
             }
             // One by one, oldest first: segments that are missing in the middle are damage.
-            self.disk.fsync_dir(&self.dir).map_err(WalError::io("syncing the directory", &self.dir))?;
+            self.disk
+                .fsync_dir(&self.dir)
+                .map_err(WalError::io("syncing the directory", &self.dir))?;
             released += 1;
         }
     }
@@ -514,6 +557,9 @@ impl Options {
 fn head_frame_bytes(mark: &SnapshotMark) -> u64 {
     format::FRAME_BYTES as u64 + format::mark_bytes(mark) + format::hard_state_bytes()
 }
+
+/// A segment that is being made: what it is called meanwhile.
+type Unnamed = (PathBuf, Box<dyn DiskFile>);
 
 /// Makes segments: from a spare one if there is one of the right size.
 struct SegmentMaker<'a> {
@@ -541,8 +587,12 @@ impl SegmentMaker<'_> {
             }
             None => {
                 let path = self.dir.join(recover::unfinished_name(header.sequence));
-                let file = self.disk.create(&path).map_err(WalError::io("making", &path))?;
-                file.fallocate(header.capacity).map_err(WalError::io("reserving space for", &path))?;
+                let file = self
+                    .disk
+                    .create(&path)
+                    .map_err(WalError::io("making", &path))?;
+                file.fallocate(header.capacity)
+                    .map_err(WalError::io("reserving space for", &path))?;
                 (path, file)
             }
         };
@@ -554,27 +604,40 @@ impl SegmentMaker<'_> {
         frame.mark(mark);
         frame.hard_state(hard_state);
         frame.finish(header.first_frame, header.block_bytes);
-        file.write_full(self.buf, 0).map_err(WalError::io("writing", &unfinished))?;
-        file.fdatasync().map_err(WalError::io("syncing", &unfinished))?;
-        let path = self.dir.join(recover::live_name(header.sequence, header.first_index));
-        self.disk.rename(&unfinished, &path).map_err(WalError::io("renaming", &unfinished))?;
-        self.disk.fsync_dir(self.dir).map_err(WalError::io("syncing the directory", self.dir))?;
+        file.write_full(self.buf, 0)
+            .map_err(WalError::io("writing", &unfinished))?;
+        file.fdatasync()
+            .map_err(WalError::io("syncing", &unfinished))?;
+        let path = self
+            .dir
+            .join(recover::live_name(header.sequence, header.first_index));
+        self.disk
+            .rename(&unfinished, &path)
+            .map_err(WalError::io("renaming", &unfinished))?;
+        self.disk
+            .fsync_dir(self.dir)
+            .map_err(WalError::io("syncing the directory", self.dir))?;
         let offset = self.buf.len() as u64;
         Ok((Segment { header, path, file }, offset))
     }
 
-    fn take_spare(&mut self, capacity: u64) -> Result<Option<(PathBuf, Box<dyn crate::disk::DiskFile>)>, WalError> {
+    fn take_spare(&mut self, capacity: u64) -> Result<Option<Unnamed>, WalError> {
         let mut taken = None;
         while taken.is_none()
             && let Some(name) = self.spares.pop()
         {
             let path = self.dir.join(name);
-            let file = self.disk.open(&path).map_err(WalError::io("opening", &path))?;
+            let file = self
+                .disk
+                .open(&path)
+                .map_err(WalError::io("opening", &path))?;
             if file.size().map_err(WalError::io("measuring", &path))? == capacity {
                 taken = Some((path, file));
             } else {
                 // Of another segment size, or for one batch that was larger than a segment.
-                self.disk.unlink(&path).map_err(WalError::io("removing", &path))?;
+                self.disk
+                    .unlink(&path)
+                    .map_err(WalError::io("removing", &path))?;
             }
         }
         Ok(taken)
@@ -589,7 +652,9 @@ pub struct WalReader {
 
 impl WalReader {
     fn new(log: Log) -> WalReader {
-        WalReader { log: Arc::new(RwLock::new(log)) }
+        WalReader {
+            log: Arc::new(RwLock::new(log)),
+        }
     }
 
     // Whoever panicked with the lock held has left no half-made change: every change under it is checked before.

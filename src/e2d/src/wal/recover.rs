@@ -142,7 +142,11 @@ pub(super) fn open(
         return Err(WalError::corrupt(
             &first_path,
             0,
-            format!("entries {} to {} are missing before it", mark + 1, first - 1),
+            format!(
+                "entries {} to {} are missing before it",
+                mark + 1,
+                first - 1
+            ),
         ));
     }
 
@@ -208,7 +212,11 @@ fn open_segment(
     }
     if (header.sequence, header.first_index) != (sequence, first_index) {
         let found = live_name(header.sequence, header.first_index);
-        return Err(WalError::corrupt(&path, 48, format!("it is {found} inside")));
+        return Err(WalError::corrupt(
+            &path,
+            48,
+            format!("it is {found} inside"),
+        ));
     }
     let size = file.size().map_err(WalError::io("measuring", &path))?;
     if size != header.capacity {
@@ -242,7 +250,10 @@ fn check_neighbours(segment: &Segment, first: &Header, i: usize, scan: &Scan<'_>
     }
     let next = scan.log.last_index() + 1;
     if header.first_index != next {
-        return corrupt(format!("it begins at entry {}, expected {next}", header.first_index));
+        return corrupt(format!(
+            "it begins at entry {}, expected {next}",
+            header.first_index
+        ));
     }
     Ok(())
 }
@@ -263,7 +274,11 @@ impl Scan<'_> {
         loop {
             let Some(frame) = window.whole_frame(offset)? else {
                 if offset == block {
-                    return Err(WalError::corrupt(path, offset, "its first batch is damaged"));
+                    return Err(WalError::corrupt(
+                        path,
+                        offset,
+                        "its first batch is damaged",
+                    ));
                 }
                 return Ok(offset);
             };

@@ -74,7 +74,10 @@ fn a_flipped_bit_anywhere_is_found_or_harmless() {
                 let found = examine(&damaged, &models);
                 counts[found as usize] += 1;
                 // Only the last batch may be taken for a torn one, and not if there is one behind it.
-                assert!(found != Found::Cut || (path == last && !sealed), "{at} of {path:?}");
+                assert!(
+                    found != Found::Cut || (path == last && !sealed),
+                    "{at} of {path:?}"
+                );
             }
         }
         let [refused, same, cut] = counts;
@@ -132,7 +135,14 @@ fn frames(disk: &PowerCutDisk) -> Vec<(std::path::PathBuf, std::ops::Range<usize
 fn a_segment_that_ends_early_is_refused_wherever_it_ends() {
     let (disk, _) = log(false);
     for (path, frame) in frames(&disk) {
-        for end in [frame.start - 1, frame.start, frame.start + 1, frame.end - 1, frame.end, frame.end + 1] {
+        for end in [
+            frame.start - 1,
+            frame.start,
+            frame.start + 1,
+            frame.end - 1,
+            frame.end,
+            frame.end + 1,
+        ] {
             let cut = disk.after_cut(1);
             cut.set_contents(&path, disk.contents(&path)[..end].to_vec());
             let error = open(&cut).unwrap_err();
@@ -159,16 +169,25 @@ fn zeros_from_any_boundary_on_are_a_torn_tail_only_in_the_last_batch() {
             (frame.end + 1, true),
         ] {
             let zeroed = disk.after_cut(1);
-            let mut bytes = disk.contents(path);
+            let before = disk.contents(path);
+            let mut bytes = before.clone();
             bytes[start..].fill(0);
-            zeroed.set_contents(path, bytes);
+            zeroed.set_contents(path, bytes.clone());
+            // A hard state ends with zeros.
+            let whole = whole || bytes[frame.clone()] == before[frame.clone()];
             let batches = i + usize::from(whole);
             if *path != last_path {
                 let whole_segment = frames.get(i + 1).is_none_or(|(next, _)| next != path) && whole;
                 if whole_segment {
                     assert_eq!(examine(&zeroed, &models), Found::Same);
                 } else {
-                    assert_eq!(examine(&zeroed, &models), Found::Refused, "{path:?} {start}");
+                    assert_eq!(
+                        examine(&zeroed, &models),
+                        Found::Refused,
+                        "{path:?} {start}"
+                    );
+                    let text = open(&zeroed).unwrap_err().to_string();
+                    assert!(text.contains("acknowledged batches are damaged"), "{text}");
                 }
                 continue;
             }
@@ -176,7 +195,7 @@ fn zeros_from_any_boundary_on_are_a_torn_tail_only_in_the_last_batch() {
             let (wal, recovered) = open(&zeroed).unwrap();
             models[batches].assert_recovered(&wal, &recovered);
             // A frame of which something is left is reported.
-            let in_pieces = start > frame.start && start < frame.end;
+            let in_pieces = start > frame.start && !whole;
             assert_eq!(recovered.torn.is_some(), in_pieces, "{start} in {frame:?}");
         }
     }
@@ -210,16 +229,27 @@ fn a_damaged_batch_with_a_whole_one_behind_it_is_not_a_torn_tail() {
     let (disk, _) = log(false);
     let all = frames(&disk);
     let (path, frame) = all[all.len() - 2].clone();
-    assert_eq!(path, all[all.len() - 1].0, "the last two are in one segment");
+    assert_eq!(
+        path,
+        all[all.len() - 1].0,
+        "the last two are in one segment"
+    );
     // One bit, a lost block, the whole batch.
-    for damage in [frame.end - 1..frame.end, frame.start..frame.start + 512, frame] {
+    for damage in [
+        frame.end - 1..frame.end,
+        frame.start..frame.start + 512,
+        frame,
+    ] {
         let damaged = disk.after_cut(1);
         let mut bytes = disk.contents(&path);
         bytes[damage.clone()].iter_mut().for_each(|b| *b = !*b);
         damaged.set_contents(&path, bytes.clone());
         let error = open(&damaged).unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("acknowledged entries would be lost"), "{text}");
+        assert!(
+            text.contains("acknowledged entries would be lost"),
+            "{text}"
+        );
         assert!(text.contains(path.to_str().unwrap()), "{text}");
         // Evidence stays as it is.
         assert_eq!(damaged.contents(&path), bytes);
@@ -249,7 +279,10 @@ fn segments_that_are_missing_doubled_or_of_another_log_are_refused() {
     assert!(refused(&swapped).contains("inside"));
 
     let doubled = disk.after_cut(1);
-    doubled.set_contents(&dir().join("00000004-0000000000000001.wal"), disk.contents(&paths[1]));
+    doubled.set_contents(
+        &dir().join("00000004-0000000000000001.wal"),
+        disk.contents(&paths[1]),
+    );
     refused(&doubled);
 
     // Another log of the same node, of the same shape.
@@ -281,7 +314,10 @@ fn a_format_from_the_future_is_named() {
     bytes[72..76].copy_from_slice(&crc.to_le_bytes());
     disk.set_contents(&path, bytes);
     let error = open(&disk).unwrap_err();
-    assert!(matches!(error, WalError::Version { found: 2, .. }), "{error}");
+    assert!(
+        matches!(error, WalError::Version { found: 2, .. }),
+        "{error}"
+    );
 }
 
 /// A log that was opened takes more, or says why not.
@@ -290,7 +326,11 @@ fn use_it(disk: &PowerCutDisk) -> bool {
         return false;
     };
     let next = wal.last_index() + 1;
-    let term = wal.reader().term(next - 1).unwrap_or(0).max(wal.hard_state().term);
+    let term = wal
+        .reader()
+        .term(next - 1)
+        .unwrap_or(0)
+        .max(wal.hard_state().term);
     append(&mut wal, &entries(next..next + 2, term, 50));
     let first = wal.first_index();
     wal.reader().entries(first, next + 2, u64::MAX).unwrap();
@@ -390,4 +430,14 @@ fn no_bytes_make_it_panic() {
         opened += u32::from(use_it(&disk));
     }
     assert!(opened > 500, "{opened} of them could be opened");
+}
+
+#[test]
+fn a_record_is_valid_in_one_place_of_one_segment_only() {
+    let mut bytes = Vec::new();
+    FrameWriter::new(&mut bytes, 77, 4096).finish(5, 512);
+    let found = |seed, offset| format::FrameHeader::decode(&bytes, seed, offset).map(|f| f.number);
+    assert_eq!(found(77, 4096), Some(5));
+    assert_eq!(found(77, 4096 + 512), None);
+    assert_eq!(found(78, 4096), None);
 }

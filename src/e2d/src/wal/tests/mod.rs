@@ -16,7 +16,10 @@ use self::model::{Model, Op, at, conf_state, entry, hard_state};
 use super::*;
 use crate::disk::{FaultyDisk, PowerCutDisk, RealDisk, Rng};
 
-const ME: Identity = Identity { cluster_id: 0xc1, node_id: 0x1d };
+const ME: Identity = Identity {
+    cluster_id: 0xc1,
+    node_id: 0x1d,
+};
 
 fn dir() -> &'static Path {
     Path::new("/data/wal")
@@ -46,7 +49,10 @@ fn entries(range: std::ops::Range<u64>, term: u64, data_bytes: usize) -> Vec<Ent
 }
 
 fn append(wal: &mut Wal, entries: &[Entry]) {
-    let batch = Batch { entries, ..Batch::default() };
+    let batch = Batch {
+        entries,
+        ..Batch::default()
+    };
     wal.append(&batch).unwrap();
 }
 
@@ -77,9 +83,17 @@ fn everything_of_an_entry_comes_back() {
     let mut batch = vec![
         entry(1, 1, 0),
         entry(2, 1, 100),
-        Entry { entry_type: EntryType::EntryConfChangeV2 as i32, context: "context".into(), ..entry(3, 2, 5) },
+        Entry {
+            entry_type: EntryType::EntryConfChangeV2 as i32,
+            context: "context".into(),
+            ..entry(3, 2, 5)
+        },
         // An entry type from the future is not for the log to judge.
-        Entry { entry_type: 77, context: "context alone".into(), ..entry(4, 2, 0) },
+        Entry {
+            entry_type: 77,
+            context: "context alone".into(),
+            ..entry(4, 2, 0)
+        },
     ];
     append(&mut wal, &batch);
     // Larger than a segment.
@@ -97,7 +111,11 @@ fn one_batch_is_one_write_and_one_flush() {
     let mut wal = Wal::create_salted(Arc::new(disk.clone()), dir(), ME, small(), 7).unwrap();
     for i in 0..3 {
         let before = disk.calls().len();
-        let mark = SnapshotMark { index: i * 2, term: if i == 0 { 0 } else { 1 }, ..SnapshotMark::default() };
+        let mark = SnapshotMark {
+            index: i * 2,
+            term: if i == 0 { 0 } else { 1 },
+            ..SnapshotMark::default()
+        };
         let hard_state = hard_state(1, 1, i * 2 + 2);
         wal.append(&Batch {
             snapshot: Some(&mark),
@@ -105,8 +123,10 @@ fn one_batch_is_one_write_and_one_flush() {
             hard_state: Some(&hard_state),
         })
         .unwrap();
-        let calls: Vec<String> =
-            disk.calls()[before..].iter().map(|c| c.split(' ').next().unwrap().to_owned()).collect();
+        let calls: Vec<String> = disk.calls()[before..]
+            .iter()
+            .map(|c| c.split(' ').next().unwrap().to_owned())
+            .collect();
         assert_eq!(calls, ["pwrite", "fdatasync"]);
     }
 }
@@ -136,22 +156,47 @@ fn a_segment_has_its_name_when_it_is_durable_and_nothing_is_written_before_the_n
 fn a_commit_index_alone_waits_for_the_next_batch() {
     let disk = PowerCutDisk::new();
     let mut wal = create(&disk);
-    wal.append(&Batch { entries: &entries(1..4, 1, 10), hard_state: Some(&hard_state(1, 2, 0)), ..Batch::default() })
-        .unwrap();
+    wal.append(&Batch {
+        entries: &entries(1..4, 1, 10),
+        hard_state: Some(&hard_state(1, 2, 0)),
+        ..Batch::default()
+    })
+    .unwrap();
     let changes = disk.changes();
-    wal.append(&Batch { hard_state: Some(&hard_state(1, 2, 3)), ..Batch::default() }).unwrap();
+    wal.append(&Batch {
+        hard_state: Some(&hard_state(1, 2, 3)),
+        ..Batch::default()
+    })
+    .unwrap();
     assert_eq!(disk.changes(), changes);
     assert_eq!(wal.hard_state().commit, 3);
     assert_eq!(open(&disk.after_kill()).unwrap().1.hard_state.commit, 0);
     append(&mut wal, &entries(4..5, 1, 10));
-    assert_eq!(open(&disk.after_kill()).unwrap().1.hard_state, hard_state(1, 2, 3));
+    assert_eq!(
+        open(&disk.after_kill()).unwrap().1.hard_state,
+        hard_state(1, 2, 3)
+    );
     // A vote does not wait.
-    wal.append(&Batch { hard_state: Some(&hard_state(2, 3, 3)), ..Batch::default() }).unwrap();
-    assert_eq!(open(&disk.after_kill()).unwrap().1.hard_state, hard_state(2, 3, 3));
+    wal.append(&Batch {
+        hard_state: Some(&hard_state(2, 3, 3)),
+        ..Batch::default()
+    })
+    .unwrap();
+    assert_eq!(
+        open(&disk.after_kill()).unwrap().1.hard_state,
+        hard_state(2, 3, 3)
+    );
     // Nor does anything after seal().
-    wal.append(&Batch { hard_state: Some(&hard_state(2, 3, 4)), ..Batch::default() }).unwrap();
+    wal.append(&Batch {
+        hard_state: Some(&hard_state(2, 3, 4)),
+        ..Batch::default()
+    })
+    .unwrap();
     wal.seal().unwrap();
-    assert_eq!(open(&disk.after_kill()).unwrap().1.hard_state, hard_state(2, 3, 4));
+    assert_eq!(
+        open(&disk.after_kill()).unwrap().1.hard_state,
+        hard_state(2, 3, 4)
+    );
     let changes = disk.changes();
     wal.seal().unwrap();
     assert_eq!(disk.changes(), changes);
@@ -165,7 +210,10 @@ fn a_conflicting_entry_replaces_all_that_follow() {
     append(&mut wal, &entries(8..10, 2, 30));
     let expected = [entries(1..8, 1, 300), entries(8..10, 2, 30)].concat();
     assert_eq!(wal.last_index(), 9);
-    assert_eq!((wal.reader().term(7), wal.reader().term(8)), (Some(1), Some(2)));
+    assert_eq!(
+        (wal.reader().term(7), wal.reader().term(8)),
+        (Some(1), Some(2))
+    );
     assert_eq!(wal.reader().entries(1, 10, u64::MAX).unwrap(), expected);
     assert!(wal.reader().entries(1, 11, u64::MAX).is_err());
     let (wal, recovered) = open(&disk).unwrap();
@@ -178,7 +226,10 @@ fn an_installed_snapshot_takes_the_place_of_the_log() {
     let disk = PowerCutDisk::new();
     let mut wal = create(&disk);
     append(&mut wal, &entries(1..31, 1, 100));
-    let mark = SnapshotMark { log: LogAfter::Discarded, ..at(20, 3) };
+    let mark = SnapshotMark {
+        log: LogAfter::Discarded,
+        ..at(20, 3)
+    };
     wal.append(&Batch {
         snapshot: Some(&mark),
         entries: &entries(21..22, 3, 5),
@@ -206,7 +257,11 @@ fn only_segments_below_the_mark_and_the_callers_index_are_released() {
     let before = names(&disk);
     assert_eq!(wal.release(40).unwrap(), 0, "there is no mark yet");
     let mark = at(30, 1);
-    wal.append(&Batch { snapshot: Some(&mark), ..Batch::default() }).unwrap();
+    wal.append(&Batch {
+        snapshot: Some(&mark),
+        ..Batch::default()
+    })
+    .unwrap();
     assert_eq!(wal.release(0).unwrap(), 0);
     assert_eq!(names(&disk), before);
 
@@ -217,7 +272,10 @@ fn only_segments_below_the_mark_and_the_callers_index_are_released() {
     // What was not released can be read, below the mark too.
     let all = entries(first..41, 1, 400);
     assert_eq!(wal.reader().entries(first, 41, u64::MAX).unwrap(), all);
-    assert!(matches!(wal.reader().entries(first - 1, 41, u64::MAX), Err(WalError::OutOfRange { .. })));
+    assert!(matches!(
+        wal.reader().entries(first - 1, 41, u64::MAX),
+        Err(WalError::OutOfRange { .. })
+    ));
 
     assert!(wal.release(u64::MAX).unwrap() > 0);
     assert!(wal.first_index() <= 31);
@@ -226,7 +284,13 @@ fn only_segments_below_the_mark_and_the_callers_index_are_released() {
     assert!(wal.first_index() > first);
     assert_eq!(recovered.snapshot, mark);
     // At most one spare, as the options say.
-    assert_eq!(names(&disk).iter().filter(|n| n.ends_with(".spare")).count(), 1);
+    assert_eq!(
+        names(&disk)
+            .iter()
+            .filter(|n| n.ends_with(".spare"))
+            .count(),
+        1
+    );
 }
 
 #[test]
@@ -241,7 +305,11 @@ fn a_recycled_segment_never_shows_its_earlier_life() {
         next += 1;
         let mark = at(next - 1, 1);
         if next.is_multiple_of(3) {
-            wal.append(&Batch { snapshot: Some(&mark), ..Batch::default() }).unwrap();
+            wal.append(&Batch {
+                snapshot: Some(&mark),
+                ..Batch::default()
+            })
+            .unwrap();
             wal.release(u64::MAX).unwrap();
         }
         recycled += u64::from(wal.last.header.recycled);
@@ -251,7 +319,10 @@ fn a_recycled_segment_never_shows_its_earlier_life() {
         let expected = entries(recovered.snapshot.index + 1..next, 1, 200);
         assert_eq!(recovered.entries, expected);
     }
-    assert!(recycled > 50, "recycled segments were written to {recycled} times");
+    assert!(
+        recycled > 50,
+        "recycled segments were written to {recycled} times"
+    );
 }
 
 #[test]
@@ -262,7 +333,11 @@ fn a_segment_that_a_reader_uses_is_not_recycled() {
         append(&mut wal, &entries(i..i + 1, 1, 400));
     }
     let reads = wal.reader().read().plan(1, 3, u64::MAX).unwrap();
-    wal.append(&Batch { snapshot: Some(&at(20, 1)), ..Batch::default() }).unwrap();
+    wal.append(&Batch {
+        snapshot: Some(&at(20, 1)),
+        ..Batch::default()
+    })
+    .unwrap();
     assert!(wal.release(u64::MAX).unwrap() > 2);
     for i in 21..=40 {
         append(&mut wal, &entries(i..i + 1, 1, 400));
@@ -283,11 +358,21 @@ fn reading_takes_as_much_as_it_may_but_one_entry_at_least() {
     }
     let reader = wal.reader();
     let one = format::entry_bytes(&entry(1, 1, 100));
-    for (max_bytes, expected) in [(0, 1), (1, 1), (one, 1), (2 * one - 1, 1), (2 * one, 2), (7 * one, 7)] {
+    for (max_bytes, expected) in [
+        (0, 1),
+        (1, 1),
+        (one, 1),
+        (2 * one - 1, 1),
+        (2 * one, 2),
+        (7 * one, 7),
+    ] {
         let read = reader.entries(5, 31, max_bytes).unwrap();
         assert_eq!(read, entries(5..5 + expected, 1, 100), "{max_bytes}");
     }
-    assert_eq!(reader.entries(5, 7, u64::MAX).unwrap(), entries(5..7, 1, 100));
+    assert_eq!(
+        reader.entries(5, 7, u64::MAX).unwrap(),
+        entries(5..7, 1, 100)
+    );
     assert_eq!(reader.entries(5, 5, u64::MAX).unwrap(), []);
     assert_eq!(reader.entries(31, 31, u64::MAX).unwrap(), []);
     for (lo, hi) in [(0, 1), (1, 32), (32, 32), (6, 5)] {
@@ -295,7 +380,10 @@ fn reading_takes_as_much_as_it_may_but_one_entry_at_least() {
         assert!(matches!(error, WalError::OutOfRange { .. }), "{error}");
         assert!(!error.is_fatal());
     }
-    let options = Options { recover_bytes: 5 * one, ..small() };
+    let options = Options {
+        recover_bytes: 5 * one,
+        ..small()
+    };
     let (_, recovered) = Wal::open(Arc::new(disk), dir(), ME, options).unwrap();
     assert_eq!(recovered.entries, entries(1..6, 1, 100));
 }
@@ -312,18 +400,30 @@ fn entries_do_not_keep_the_padding_they_were_read_with() {
     assert!(gap(&sparse[0], &sparse[1]) != 512);
     append(&mut wal, &entries(6..9, 1, 200));
     let dense = wal.reader().entries(6, 9, u64::MAX).unwrap();
-    assert_eq!(gap(&dense[0], &dense[1]) as u64, format::entry_bytes(&dense[0]));
+    assert_eq!(
+        gap(&dense[0], &dense[1]) as u64,
+        format::entry_bytes(&dense[0])
+    );
 }
 
 #[test]
 fn the_log_of_another_node_or_cluster_is_refused() {
     let disk = PowerCutDisk::new();
     drop(create(&disk));
-    for other in [Identity { node_id: 2, ..ME }, Identity { cluster_id: 2, ..ME }] {
+    for other in [
+        Identity { node_id: 2, ..ME },
+        Identity {
+            cluster_id: 2,
+            ..ME
+        },
+    ] {
         let error = Wal::open(Arc::new(disk.clone()), dir(), other, small()).unwrap_err();
         assert!(matches!(error, WalError::Foreign { .. }), "{error}");
         let text = error.to_string();
-        assert!(text.contains(&ME.to_string()) && text.contains(&other.to_string()), "{text}");
+        assert!(
+            text.contains(&ME.to_string()) && text.contains(&other.to_string()),
+            "{text}"
+        );
     }
 }
 
@@ -341,7 +441,13 @@ fn a_log_is_made_once_and_opened_only_where_one_is() {
 fn files_that_are_not_the_logs_are_left_alone() {
     let disk = PowerCutDisk::new();
     drop(create(&disk));
-    let mut others = ["note", "1-1.wal", "00000009-1.wal", "0000000g.spare", "x.unfinished"];
+    let mut others = [
+        "note",
+        "1-1.wal",
+        "00000009-1.wal",
+        "0000000g.spare",
+        "x.unfinished",
+    ];
     for name in others {
         disk.set_contents(&dir().join(name), b"mine".to_vec());
     }
@@ -356,7 +462,11 @@ fn files_that_are_not_the_logs_are_left_alone() {
         assert!(found.iter().any(|n| n == name), "{name} is gone");
     }
     // The unfinished one, and the spare ones: one too many, one of a wrong size.
-    assert!(!found.iter().any(|n| n.ends_with(".spare") && !others.contains(&n.as_str())));
+    assert!(
+        !found
+            .iter()
+            .any(|n| n.ends_with(".spare") && !others.contains(&n.as_str()))
+    );
     assert!(!found.contains(&"00000003.unfinished".to_owned()));
 }
 
@@ -373,7 +483,10 @@ fn a_hole_is_never_written() {
 fn a_committed_entry_is_never_replaced() {
     let mut wal = create(&PowerCutDisk::new());
     append(&mut wal, &entries(1..4, 1, 1));
-    let _ = wal.append(&Batch { hard_state: Some(&hard_state(1, 0, 2)), ..Batch::default() });
+    let _ = wal.append(&Batch {
+        hard_state: Some(&hard_state(1, 0, 2)),
+        ..Batch::default()
+    });
     append(&mut wal, &entries(2..3, 2, 1));
 }
 
@@ -392,19 +505,32 @@ fn a_commit_without_its_entries_is_never_written() {
 fn it_works_on_the_file_system_of_this_machine() {
     let tmp = tempfile::tempdir().unwrap();
     let dir = tmp.path().join("wal");
-    let options = Options { segment_bytes: 64 << 10, ..Options::default() };
+    let options = Options {
+        segment_bytes: 64 << 10,
+        ..Options::default()
+    };
     let disk: Arc<dyn crate::disk::Disk> = Arc::new(RealDisk);
     let mut wal = Wal::create(Arc::clone(&disk), &dir, ME, options.clone()).unwrap();
     for i in 0..50 {
         append(&mut wal, &entries(i * 10 + 1..i * 10 + 11, 1, 256));
     }
-    wal.append(&Batch { snapshot: Some(&at(400, 1)), hard_state: Some(&hard_state(1, 1, 450)), ..Batch::default() })
-        .unwrap();
+    wal.append(&Batch {
+        snapshot: Some(&at(400, 1)),
+        hard_state: Some(&hard_state(1, 1, 450)),
+        ..Batch::default()
+    })
+    .unwrap();
     assert!(wal.release(400).unwrap() > 1);
     for i in 50..100 {
         append(&mut wal, &entries(i * 10 + 1..i * 10 + 11, 1, 256));
     }
-    assert!(wal.reader().read().segments.values().any(|s| s.header.recycled));
+    assert!(
+        wal.reader()
+            .read()
+            .segments
+            .values()
+            .any(|s| s.header.recycled)
+    );
     drop(wal);
     let (wal, recovered) = Wal::open(Arc::clone(&disk), &dir, ME, options).unwrap();
     assert_eq!(recovered.entries, entries(401..1001, 1, 256));
@@ -412,7 +538,10 @@ fn it_works_on_the_file_system_of_this_machine() {
     assert_eq!(recovered.torn, None);
     let first = wal.first_index();
     assert!(first > 1 && first < 401);
-    assert_eq!(wal.reader().entries(first, 1001, u64::MAX).unwrap(), entries(first..1001, 1, 256));
+    assert_eq!(
+        wal.reader().entries(first, 1001, u64::MAX).unwrap(),
+        entries(first..1001, 1, 256)
+    );
     for file in std::fs::read_dir(&dir).unwrap() {
         use std::os::unix::fs::PermissionsExt;
         let mode = file.unwrap().metadata().unwrap().permissions().mode();
@@ -459,7 +588,14 @@ fn the_generated_work_reaches_every_part() {
         model.assert_same(&wal);
     }
     let calls = disk.calls();
-    for part in ["create ", "fallocate", "rename", "unlink", "open", "fsync_dir"] {
+    for part in [
+        "create ",
+        "fallocate",
+        "rename",
+        "unlink",
+        "open",
+        "fsync_dir",
+    ] {
         let n = calls.iter().filter(|c| c.starts_with(part)).count();
         assert!(n > 5, "{part}: {n}");
     }

@@ -8,8 +8,15 @@ use crate::wal::{Batch, LogAfter, Recovered, SnapshotMark, Wal, WalError};
 
 /// An entry whose data follows from its index and term.
 pub(super) fn entry(index: u64, term: u64, data_bytes: usize) -> Entry {
-    let mut rng = Rng::new(index << 16 | term);
-    Entry { index, term, data: (0..data_bytes).map(|_| rng.next_u64() as u8).collect(), ..Entry::default() }
+    let word = Rng::new((index << 16) | term).next_u64().to_le_bytes();
+    let mut data = word.repeat(data_bytes.div_ceil(word.len()));
+    data.truncate(data_bytes);
+    Entry {
+        index,
+        term,
+        data: data.into(),
+        ..Entry::default()
+    }
 }
 
 pub(super) fn hard_state(term: u64, vote: u64, commit: u64) -> HardState {
@@ -21,7 +28,12 @@ pub(super) fn conf_state() -> ConfState {
 }
 
 pub(super) fn at(index: u64, term: u64) -> SnapshotMark {
-    SnapshotMark { index, term, conf_state: conf_state(), log: LogAfter::Kept }
+    SnapshotMark {
+        index,
+        term,
+        conf_state: conf_state(),
+        log: LogAfter::Kept,
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -82,7 +94,10 @@ impl Op {
             7 | 8 => Op::Commit(rng.below(10)),
             9 => Op::Vote(rng.below(3)),
             10 | 11 => Op::Mark(rng.below(10)),
-            12 if rng.one_in(3) => Op::Install { ahead: rng.below(5), entries: rng.below(3) as usize },
+            12 if rng.one_in(3) => Op::Install {
+                ahead: rng.below(5),
+                entries: rng.below(3) as usize,
+            },
             12 | 13 => Op::Release(rng.below(20)),
             14 => Op::Seal,
             _ => Op::Reopen,
@@ -107,14 +122,24 @@ impl Op {
 
     fn apply(&self, model: &mut Model, to: &mut impl Target) -> Result<(), WalError> {
         match self {
-            Op::Append { back, sizes, new_term, commit } => {
-                let first = (model.last() + 1).saturating_sub(*back).max(model.floor() + 1);
+            Op::Append {
+                back,
+                sizes,
+                new_term,
+                commit,
+            } => {
+                let first = (model.last() + 1)
+                    .saturating_sub(*back)
+                    .max(model.floor() + 1);
+                let before = model.hard_state;
                 // A conflict is one because the term differs.
                 let new_term = *new_term || first <= model.last();
                 model.hard_state.term = (model.hard_state.term + u64::from(new_term)).max(1);
                 let term = model.hard_state.term;
-                let entries: Vec<Entry> =
-                    (first..).zip(sizes).map(|(index, bytes)| entry(index, term, *bytes)).collect();
+                let entries: Vec<Entry> = (first..)
+                    .zip(sizes)
+                    .map(|(index, bytes)| entry(index, term, *bytes))
+                    .collect();
                 model.entries.truncate((first - 1 - model.base) as usize);
                 model.entries.extend(entries.iter().cloned());
                 if let Some(back) = commit {
@@ -123,23 +148,36 @@ impl Op {
                 }
                 to.append(&Batch {
                     entries: &entries,
-                    hard_state: (commit.is_some() || new_term).then_some(&model.hard_state),
+                    hard_state: (model.hard_state != before).then_some(&model.hard_state),
                     snapshot: None,
                 })
             }
             Op::Commit(ahead) => {
                 model.hard_state.commit = (model.hard_state.commit + ahead).min(model.last());
-                to.append(&Batch { hard_state: Some(&model.hard_state), ..Batch::default() })
+                to.append(&Batch {
+                    hard_state: Some(&model.hard_state),
+                    ..Batch::default()
+                })
             }
             Op::Vote(vote) => {
                 model.hard_state.term += 1;
                 model.hard_state.vote = *vote;
-                to.append(&Batch { hard_state: Some(&model.hard_state), ..Batch::default() })
+                to.append(&Batch {
+                    hard_state: Some(&model.hard_state),
+                    ..Batch::default()
+                })
             }
             Op::Mark(back) => {
-                let index = model.hard_state.commit.saturating_sub(*back).max(model.mark.index);
+                let index = model
+                    .hard_state
+                    .commit
+                    .saturating_sub(*back)
+                    .max(model.mark.index);
                 model.mark = at(index, model.term(index).unwrap());
-                to.append(&Batch { snapshot: Some(&model.mark), ..Batch::default() })
+                to.append(&Batch {
+                    snapshot: Some(&model.mark),
+                    ..Batch::default()
+                })
             }
             Op::Install { ahead, entries } => {
                 let index = model.hard_state.commit.max(model.mark.index) + ahead + 1;
@@ -147,9 +185,15 @@ impl Op {
                 model.hard_state.commit = index;
                 model.mark = at(index, model.hard_state.term);
                 model.base = index;
-                model.entries = (index + 1..).take(*entries).map(|i| entry(i, model.hard_state.term, 100)).collect();
+                model.entries = (index + 1..)
+                    .take(*entries)
+                    .map(|i| entry(i, model.hard_state.term, 100))
+                    .collect();
                 to.append(&Batch {
-                    snapshot: Some(&SnapshotMark { log: LogAfter::Discarded, ..model.mark.clone() }),
+                    snapshot: Some(&SnapshotMark {
+                        log: LogAfter::Discarded,
+                        ..model.mark.clone()
+                    }),
                     entries: &model.entries,
                     hard_state: Some(&model.hard_state),
                 })
@@ -225,8 +269,15 @@ impl Model {
         let reader = wal.reader();
         let (first, last) = (wal.first_index(), wal.last_index());
         assert_eq!(last, self.last());
-        assert!(first <= self.mark.index + 1, "{first} is the first, mark {}", self.mark.index);
-        assert_eq!(reader.entries(first, last + 1, u64::MAX).unwrap(), self.from(first));
+        assert!(
+            first <= self.mark.index + 1,
+            "{first} is the first, mark {}",
+            self.mark.index
+        );
+        assert_eq!(
+            reader.entries(first, last + 1, u64::MAX).unwrap(),
+            self.from(first)
+        );
         for index in first..=last {
             assert_eq!(reader.term(index), self.term(index));
         }

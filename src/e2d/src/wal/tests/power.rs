@@ -209,15 +209,10 @@ fn these_tests_notice_a_sync_that_was_left_out() {
                     Arc::new(Forgetful { disk, syncs: Arc::new(AtomicU64::new(*seed)), every: 5, names })
                 });
             });
-            quietly(|| std::panic::catch_unwind(life).is_err())
+            std::panic::catch_unwind(life).is_err()
         });
         assert!(caught.is_some(), "names: {names}");
     }
-}
-
-/// Without the message of a panic that is expected.
-fn quietly<T>(f: impl FnOnce() -> T) -> T {
-    f()
 }
 
 #[test]
@@ -251,7 +246,11 @@ fn records_of_a_frame_that_was_lost_do_not_complete_the_one_written_in_its_place
         disk.set_contents(&path, mixed);
         let (_, recovered) = open(&disk).unwrap();
         let whole = offset + torn_at >= offset + 3 * block;
-        assert_eq!(recovered.entries.len(), if whole { 3 } else { 1 }, "torn at {torn_at}");
+        assert_eq!(
+            recovered.entries.len(),
+            if whole { 3 } else { 1 },
+            "torn at {torn_at}"
+        );
         assert!(recovered.entries.iter().all(|e| e.term != 2));
     }
 }

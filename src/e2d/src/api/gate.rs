@@ -1,0 +1,57 @@
+//! What every call has to pass before it reaches its service.
+
+use super::Api;
+use e2d_api::errors::{self, Known};
+use futures_util::future::Either;
+use http::{HeaderMap, Request, Response};
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::task::{Context, Poll};
+use tonic::Status;
+use tonic::body::Body;
+
+/// The services behind the gate.
+#[derive(Clone)]
+pub struct Gated<S> {
+    api: Api,
+    inner: S,
+}
+
+impl Api {
+    /// Puts services behind the gate: a call that says it needs a leader is refused while there is none, and a version
+    /// of the client must be text.
+    pub fn gate<S>(&self, inner: S) -> Gated<S> {
+        Gated { api: self.clone(), inner }
+    }
+
+    fn may_pass(&self, headers: &HeaderMap) -> Result<(), Known> {
+        if headers.get("client-api-version").is_some_and(|version| std::str::from_utf8(version.as_bytes()).is_err()) {
+            return Err(errors::INVALID_CLIENT_API_VERSION);
+        }
+        let needs_leader = headers.get("hasleader").is_some_and(|value| value.as_bytes() == b"true");
+        if needs_leader && self.consensus.state().leader().is_none() {
+            return Err(errors::NO_LEADER);
+        }
+        Ok(())
+    }
+}
+
+impl<S, B> tower::Service<Request<B>> for Gated<S>
+where
+    S: tower::Service<Request<B>, Response = Response<Body>, Error = Infallible>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Either<Ready<Result<Response<Body>, Infallible>>, S::Future>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        match self.api.may_pass(request.headers()) {
+            Ok(()) => Either::Right(self.inner.call(request)),
+            Err(known) => Either::Left(ready(Ok(Status::from(known).into_http()))),
+        }
+    }
+}
