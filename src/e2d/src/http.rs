@@ -4,6 +4,7 @@
 //! are etcd's: probes and load balancers were written against them.
 
 pub mod serve;
+pub mod services;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;

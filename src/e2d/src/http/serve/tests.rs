@@ -16,6 +16,7 @@ use tonic::{Code, Status};
 use tower::Layer as _;
 
 use super::super::Versions;
+use super::super::services::End;
 use super::*;
 use crate::metrics::{self, Metrics, Observation, Observed, grpc};
 
@@ -107,9 +108,16 @@ struct Server {
     ended: JoinHandle<()>,
 }
 
-fn service(metrics: &Arc<Metrics>, store: &Arc<Store>) -> Service<Routes, Healthy> {
-    let kv = KvServer::new(Services(store.clone())).max_decoding_message_size(usize::MAX);
-    let grpc = grpc::Layer::new(metrics.grpc.clone(), MAX_MESSAGE).layer(Routes::new(kv).prepare());
+fn service(metrics: &Arc<Metrics>, store: &Arc<Store>) -> Service<impl GrpcService<Future: Send> + use<>, Healthy> {
+    around(End.with(kv(store)).build(), metrics)
+}
+
+fn kv(store: &Arc<Store>) -> KvServer<Services> {
+    KvServer::new(Services(store.clone())).max_decoding_message_size(usize::MAX)
+}
+
+fn around<G>(grpc: G, metrics: &Arc<Metrics>) -> Service<G, Healthy> {
+    let grpc = grpc::Layer::new(metrics.grpc.clone(), MAX_MESSAGE).layer(grpc);
     let settings = super::super::Settings {
         read_timeout: Duration::from_secs(7),
         origins: BTreeSet::new(),
@@ -153,7 +161,7 @@ impl Server {
 }
 
 fn put(key: &'static str) -> pb::PutRequest {
-    pb::PutRequest { key: Bytes::from_static(key.as_bytes()).into(), ..Default::default() }
+    pb::PutRequest { key: Bytes::from_static(key.as_bytes()), ..Default::default() }
 }
 
 fn get(path: &str) -> Request<tonic::body::Body> {
@@ -211,11 +219,11 @@ async fn what_is_too_large_or_unknown_is_refused_in_the_words_that_clients_know(
     let channel = server.channel().await;
     let mut client = KvClient::new(channel.clone());
     let key = Bytes::from(vec![b'k'; 2 << 20]);
-    let refused = client.put(pb::PutRequest { key: key.into(), ..Default::default() }).await.unwrap_err();
+    let refused = client.put(pb::PutRequest { key, ..Default::default() }).await.unwrap_err();
     let text = "grpc: received message larger than max (2097157 vs. 2097152)";
     assert_eq!((refused.code(), refused.message()), (Code::ResourceExhausted, text));
     let key = Bytes::from(vec![b'k'; (2 << 20) - 5]);
-    client.put(pb::PutRequest { key: key.into(), ..Default::default() }).await.unwrap();
+    client.put(pb::PutRequest { key, ..Default::default() }).await.unwrap();
 
     for (path, text) in [
         ("/etcdserverpb.KV/Nope", "unknown method Nope for service etcdserverpb.KV"),
@@ -381,11 +389,11 @@ fn thread_nanos(name: &str) -> u64 {
 #[ignore = "measures"]
 #[allow(clippy::print_stdout, reason = "the measure is the result")]
 fn what_serving_costs() {
-    const CALLS: usize = 60_000;
-    let runtime = |name: &str| {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name(name).enable_all().build().unwrap()
+    const ROUNDS: usize = 7;
+    let runtime = |name: &str, threads| {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(threads).thread_name(name).enable_all().build().unwrap()
     };
-    let clients = runtime("client");
     let metrics = Arc::new(Metrics::new(&metrics::Settings { version: "", revision: "", extensive: false }));
     let store = Arc::new(Store::default());
     let bind = || {
@@ -394,56 +402,75 @@ fn what_serving_costs() {
         let address = listener.local_addr().unwrap();
         (listener, address)
     };
-    let (ours, theirs) = (runtime("ours"), runtime("theirs"));
-    let (listener, our_address) = bind();
-    let service = service(&metrics, &store);
-    let connections = metrics.connections.clone();
-    ours.spawn(async move {
+    let mut servers = Vec::new();
+    // What is served here, on two workers and on one; behind tonic's router; and what tonic's server serves.
+    async fn here<G>(listener: std::net::TcpListener, service: Service<G, Healthy>, connections: Connections)
+    where
+        G: GrpcService,
+        G::Future: Send + 'static,
+    {
         let listener = TcpListener::from_std(listener).unwrap();
         serve(listener, Plain, service, Settings::default(), connections, std::future::pending()).await;
-    });
-    let (listener, their_address) = bind();
-    let kv = KvServer::new(Services(store));
+    }
+    for (name, threads) in [("here", 2), ("here-1-worker", 1)] {
+        let (listener, address) = bind();
+        let runtime = runtime(name, threads);
+        runtime.spawn(here(listener, service(&metrics, &store), metrics.connections.clone()));
+        servers.push((name, address, runtime));
+    }
+    let (listener, address) = bind();
+    let routed = runtime("here-router", 2);
+    let routes = around(Routes::new(kv(&store)).prepare(), &metrics);
+    routed.spawn(here(listener, routes, metrics.connections.clone()));
+    servers.push(("here-router", address, routed));
+    let (listener, address) = bind();
+    let theirs = runtime("tonic", 2);
+    let kv = kv(&store);
     theirs.spawn(async move {
         let listener = TcpListener::from_std(listener).unwrap();
         let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
         tonic::transport::Server::builder().add_service(kv).serve_with_incoming(incoming).await.unwrap();
     });
-    let value = Bytes::from(vec![7; 256]);
-    for (connections, each) in [(1, 1), (8, 8), (32, 32)] {
-        for round in 0..4 {
-            for (name, address) in [("ours", our_address), ("theirs", their_address)] {
-                let value = value.clone();
-                let began = std::time::Instant::now();
+    servers.push(("tonic", address, theirs));
+
+    let clients = runtime("client", 2);
+    for (connections, each, count) in [(1, 1, 2_000), (8, 8, 16_000), (32, 32, 16_384)] {
+        let mut costs = vec![Vec::new(); servers.len()];
+        // In turns, since others use the machine too.
+        for _ in 0..ROUNDS {
+            for ((name, address, _), costs) in servers.iter().zip(&mut costs) {
                 let before = thread_nanos(name);
-                clients.block_on(async move {
-                    let mut tasks = tokio::task::JoinSet::new();
-                    for _ in 0..connections {
-                        let channel = Endpoint::from_shared(format!("http://{address}")).unwrap();
-                        let channel = channel.tcp_nodelay(true).connect().await.unwrap();
-                        for _ in 0..each {
-                            let (mut client, value) = (KvClient::new(channel.clone()), value.clone());
-                            tasks.spawn(async move {
-                                for _ in 0..CALLS / connections / each {
-                                    let request = pb::PutRequest {
-                                        key: Bytes::from_static(&[b'k'; 32]).into(),
-                                        value: value.clone().into(),
-                                        ..Default::default()
-                                    };
-                                    client.put(request).await.unwrap();
-                                }
-                            });
-                        }
-                    }
-                    tasks.join_all().await;
-                });
-                let nanos = thread_nanos(name) - before;
-                println!(
-                    "{connections}x{each} round {round} {name}: {:.2} us of the server a call, {:.0} calls/s",
-                    nanos as f64 / 1e3 / CALLS as f64,
-                    CALLS as f64 / began.elapsed().as_secs_f64()
-                );
+                clients.block_on(calls(*address, connections, each, count));
+                costs.push((thread_nanos(name) - before) as f64 / 1e3 / count as f64);
             }
         }
+        for ((name, ..), mut costs) in servers.iter().zip(costs) {
+            costs.sort_by(f64::total_cmp);
+            let (least, median) = (costs[0], costs[ROUNDS / 2]);
+            println!(
+                "{connections} connections of {each}: {name}: {least:.2} us of the server a call, median {median:.2}"
+            );
+        }
     }
+}
+
+/// Puts, by `each` callers on each of the connections.
+async fn calls(address: SocketAddr, connections: usize, each: usize, calls: usize) {
+    let value = Bytes::from(vec![7; 256]);
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..connections {
+        let channel = Endpoint::from_shared(format!("http://{address}")).unwrap();
+        let channel = channel.tcp_nodelay(true).connect().await.unwrap();
+        for _ in 0..each {
+            let (mut client, value) = (KvClient::new(channel.clone()), value.clone());
+            tasks.spawn(async move {
+                for _ in 0..calls / connections / each {
+                    let key = Bytes::from_static(&[b'k'; 32]);
+                    let request = pb::PutRequest { key, value: value.clone(), ..Default::default() };
+                    client.put(request).await.unwrap();
+                }
+            });
+        }
+    }
+    tasks.join_all().await;
 }
