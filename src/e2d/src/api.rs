@@ -17,6 +17,8 @@ pub mod wire;
 pub use convert::Limits;
 
 use crate::consensus::Handle;
+use crate::http::serve::GrpcService;
+use crate::http::services::End;
 use crate::store::Store;
 use e2d_api::etcdserverpb as pb;
 use e2d_core::alarm::{Alarm, AlarmKind};
@@ -84,22 +86,17 @@ impl Api {
         Api(Arc::new(inner))
     }
 
-    /// The services on one router.
-    pub fn routes<G: watch::Gate>(&self, watch: watch::WatchService<G>) -> tonic::service::Routes {
-        let limit = self.limits.max_request_bytes + 512 * 1024;
-        let mut routes = tonic::service::RoutesBuilder::default();
-        routes
-            .add_service(
-                generated::kv_server::KvServer::new(self.clone())
-                    .max_decoding_message_size(limit)
-                    .max_encoding_message_size(usize::MAX),
-            )
-            .add_service(generated::watch_server::WatchServer::new(watch).max_decoding_message_size(limit))
-            .add_service(pb::lease_server::LeaseServer::new(self.clone()).max_decoding_message_size(limit))
-            .add_service(pb::cluster_server::ClusterServer::new(self.clone()).max_decoding_message_size(limit))
-            .add_service(pb::maintenance_server::MaintenanceServer::new(self.clone()).max_decoding_message_size(limit))
-            .add_service(e2d_api::health::health_server::HealthServer::new(self.clone()));
-        routes.routes()
+    /// The services. Whoever serves them bounds the size of messages.
+    pub fn services<G: watch::Gate>(&self, watch: watch::WatchService<G>) -> impl GrpcService<Future: Send + 'static> {
+        let services = End
+            .with(e2d_api::health::health_server::HealthServer::new(self.clone()))
+            .with(pb::cluster_server::ClusterServer::new(self.clone()).max_decoding_message_size(usize::MAX))
+            .with(pb::maintenance_server::MaintenanceServer::new(self.clone()).max_decoding_message_size(usize::MAX))
+            .with(pb::lease_server::LeaseServer::new(self.clone()).max_decoding_message_size(usize::MAX))
+            .with(generated::watch_server::WatchServer::new(watch).max_decoding_message_size(usize::MAX))
+            .with(generated::kv_server::KvServer::new(self.clone()).max_decoding_message_size(usize::MAX))
+            .build();
+        self.gate(services)
     }
 
     /// Reads one key, as health checks do.

@@ -151,7 +151,7 @@ pub async fn serve(config: Config, _log: logging::Control) -> Result<(), Failure
     let _ = notify.ready("serving");
     let watchdog = tokio::spawn(feed_watchdog(notify.watchdog_interval(), node.handle.clone()));
 
-    let ended = tokio::select! {
+    let ended: Result<(), Failure> = tokio::select! {
         _ = terminate.recv() => {
             tracing::info!("asked to stop by SIGTERM");
             Ok(())
@@ -167,10 +167,8 @@ pub async fn serve(config: Config, _log: logging::Control) -> Result<(), Failure
     };
     let _ = notify.stopping();
     watchdog.abort();
-    if ended.is_err() {
-        // What cannot write any more must not answer any more.
-        return ended;
-    }
+    // What cannot write any more must not answer any more.
+    ended?;
     // Watches never end by themselves.
     node.watch.stop();
     served.stop().await;
@@ -593,9 +591,9 @@ async fn serve_clients(config: &Config, node: &Node) -> Result<Served, Failure> 
         http::Settings { read_timeout: node.handle.timeout(), origins: BTreeSet::new(), hosts: BTreeSet::new() },
     ));
     let gate = Arc::new(WatchGate(node.api.clone()));
-    let routes = node.api.routes(WatchService::new(node.watch.clone(), gate));
+    let services = node.api.services(WatchService::new(node.watch.clone(), gate));
     let max_message_bytes = limits.max_request_bytes as usize + MESSAGE_OVERHEAD;
-    let grpc = grpc::Layer::new(node.metrics.grpc.clone(), max_message_bytes).layer(node.api.gate(routes.prepare()));
+    let grpc = grpc::Layer::new(node.metrics.grpc.clone(), max_message_bytes).layer(services);
     let service = Service::new(grpc, endpoints.clone());
 
     let (stop, stopped) = tokio_watch::channel(false);

@@ -3,6 +3,9 @@
 use bytes::Bytes;
 use std::ops::Bound;
 
+/// A range as the ordered maps of the standard library take it.
+pub type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
 /// A single key, or all keys from one to before another, or all keys from one on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct KeyRange {
@@ -92,7 +95,7 @@ impl KeyRange {
 
     /// The same range for the ordered maps of the standard library. Empty ranges, on which those maps panic, give
     /// `None`.
-    pub fn bounds(&self) -> Option<(Bound<&[u8]>, Bound<&[u8]>)> {
+    pub fn bounds(&self) -> Option<Bounds<'_>> {
         if self.is_empty() {
             return None;
         }

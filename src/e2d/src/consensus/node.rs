@@ -60,6 +60,9 @@ impl Failed {
     }
 }
 
+/// Somebody who waits for the index that a linearizable read has to wait for.
+type Reader = oneshot::Sender<Result<LogIndex, Unavailable>>;
+
 pub(super) struct Node {
     pub(super) raft: RawNode<RaftLog>,
     pub(super) wal: Wal,
@@ -72,7 +75,7 @@ pub(super) struct Node {
     state: Arc<State>,
     applied: watch::Receiver<LogIndex>,
     /// Reads that wait for their round, by the number of the round.
-    reads: VecDeque<(u64, Vec<oneshot::Sender<Result<LogIndex, Unavailable>>>)>,
+    reads: VecDeque<(u64, Vec<Reader>)>,
     /// Rounds are never repeated: an answer to an older one, late on the network, must not count for a newer one.
     next_round: u64,
     flushed: LogIndex,
@@ -181,6 +184,13 @@ pub fn start(
     Ok(Started { handle, thread })
 }
 
+/// Whoever gave up waiting is not told.
+fn refuse(reads: Vec<Reader>, why: Unavailable) {
+    for read in reads {
+        let _ = read.send(Err(why));
+    }
+}
+
 impl Node {
     /// Writes a batch, and counts what it took.
     pub(super) fn write(&mut self, entries: &[Entry], hard_state: Option<&HardState>) -> Result<(), Failed> {
@@ -251,7 +261,9 @@ impl Node {
                 // Nothing to do but to look again, at the end of the turn, at what is applied.
                 Input::FirstOfTermApplied => {}
                 Input::Flushed(index) => self.flushed = self.flushed.max(index),
-                Input::AreYouThere(waiter) => drop(waiter.send(())),
+                Input::AreYouThere(waiter) => {
+                    let _ = waiter.send(());
+                }
                 Input::Stop => stop = true,
             }
         }
@@ -259,7 +271,7 @@ impl Node {
             let mut message = Message::default();
             message.set_msg_type(MessageType::MsgPropose);
             message.from = self.settings.member.0;
-            message.entries = entries.into();
+            message.entries = entries;
             match self.raft.raft.step(message) {
                 Ok(()) => {}
                 Err(raft::Error::ProposalDropped) => {
@@ -276,12 +288,12 @@ impl Node {
     }
 
     /// One round of heartbeats for all reads that wait.
-    fn start_round(&mut self, reads: Vec<oneshot::Sender<Result<LogIndex, Unavailable>>>) {
+    fn start_round(&mut self, reads: Vec<Reader>) {
         let knows_leader = self.raft.raft.leader_id != 0;
         // A leader that has committed nothing in its term yet does not know what is committed.
         let can_answer = self.raft.raft.state != StateRole::Leader || self.raft.raft.commit_to_current_term();
         if !knows_leader || !can_answer {
-            reads.into_iter().for_each(|read| drop(read.send(Err(Unavailable::NoLeader))));
+            refuse(reads, Unavailable::NoLeader);
             return;
         }
         let round = self.next_round;
@@ -318,7 +330,7 @@ impl Node {
         }
         self.state.leader_changes.fetch_add(1, Ordering::Relaxed);
         for (_, reads) in self.reads.drain(..) {
-            reads.into_iter().for_each(|read| drop(read.send(Err(Unavailable::LeaderChanged))));
+            refuse(reads, Unavailable::LeaderChanged);
         }
     }
 

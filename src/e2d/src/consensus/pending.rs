@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
 /// Where an answer goes.
-pub type Waiter = oneshot::Sender<Result<Answered, Unavailable>>;
+pub(super) type Waiter = oneshot::Sender<Result<Answered, Unavailable>>;
 
 /// See the module. Ids start at a random number, so that the entries of an earlier process do not answer the questions
 /// of this one.

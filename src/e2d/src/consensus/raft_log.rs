@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 const CACHED_BYTES: usize = 4 << 20;
 
 /// See the module.
-pub struct RaftLog {
+pub(super) struct RaftLog {
     hard_state: HardState,
     conf_state: ConfState,
     /// The last entry that the store has made durable and the log may lack.
@@ -24,7 +24,7 @@ pub struct RaftLog {
 
 impl RaftLog {
     /// The log as it was found.
-    pub fn new(hard_state: HardState, conf_state: ConfState, mark: SnapshotMark, wal: WalReader) -> RaftLog {
+    pub(super) fn new(hard_state: HardState, conf_state: ConfState, mark: SnapshotMark, wal: WalReader) -> RaftLog {
         let last_index = wal.last_index();
         let last_term = wal.term(last_index).unwrap_or(mark.term);
         RaftLog {
@@ -39,7 +39,7 @@ impl RaftLog {
     }
 
     /// Raft has these entries written. They may replace some that the log has.
-    pub fn append(&mut self, entries: &[Entry]) {
+    pub(super) fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };
         while self.newest.back().is_some_and(|last| last.index >= first.index) {
             self.cached_bytes -= self.newest.pop_back().map_or(0, |entry| entry.data.len());
@@ -55,7 +55,7 @@ impl RaftLog {
     }
 
     /// The store has everything up to the mark; the WAL knows it.
-    pub fn compact(&mut self, mark: SnapshotMark) {
+    pub(super) fn compact(&mut self, mark: SnapshotMark) {
         while self.newest.front().is_some_and(|entry| entry.index <= mark.index) {
             self.cached_bytes -= self.newest.pop_front().map_or(0, |entry| entry.data.len());
         }
@@ -63,17 +63,17 @@ impl RaftLog {
     }
 
     /// The last mark.
-    pub fn mark(&self) -> &SnapshotMark {
+    pub(super) fn mark(&self) -> &SnapshotMark {
         &self.mark
     }
 
     /// The configuration, as of the last committed change.
-    pub fn set_conf_state(&mut self, conf_state: ConfState) {
+    pub(super) fn set_conf_state(&mut self, conf_state: ConfState) {
         self.conf_state = conf_state;
     }
 
     /// The configuration.
-    pub fn conf_state(&self) -> &ConfState {
+    pub(super) fn conf_state(&self) -> &ConfState {
         &self.conf_state
     }
 

@@ -37,6 +37,9 @@ pub(super) const SWEPT: &[u8] = b"swept";
 /// The layout that this version reads and writes.
 const FORMAT_VERSION: u64 = 1;
 
+/// Sees key and value of a row, and says what is wrong with it.
+type VisitRow<'v> = dyn FnMut(&[u8], &[u8]) -> Result<(), &'static str> + 'v;
+
 /// All databases of the store.
 pub(crate) struct Databases {
     pub(super) keys: KeyTable,
@@ -154,12 +157,7 @@ impl Databases {
         Ok(Some(number))
     }
 
-    pub(super) fn each_row(
-        &self,
-        txn: &RoTxn<'_>,
-        table: Table,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), &'static str>,
-    ) -> Result<(), StoreError> {
+    pub(super) fn each_row(&self, txn: &RoTxn<'_>, table: Table, visit: &mut VisitRow<'_>) -> Result<(), StoreError> {
         for row in self.small(table).iter(txn).map_err(|error| io("reading a table", error))? {
             let (key, row) = row.map_err(|error| io("reading a table", error))?;
             visit(key, check_row(table, key, row)?).map_err(|what| StoreError::Inconsistent {
