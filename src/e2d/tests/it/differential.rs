@@ -44,7 +44,7 @@ fn known_difference(step: &Step, reference: &Answer, subject: &Answer) -> Option
             same.then_some(wrong_keys)
         }
         (Step::Range(range), Answer::Range(theirs), Answer::Range(ours)) if range.sort_target != 0 => {
-            let said = |range: &RangeResponse| (range.header.clone(), range.count, range.more, range.kvs.len());
+            let said = |range: &RangeResponse| (range.header, range.count, range.more, range.kvs.len());
             let order = |answer: &RangeResponse| -> Vec<(i64, Bytes)> {
                 answer.kvs.iter().map(|kv| sorted_by(range.sort_target, kv)).collect()
             };
