@@ -26,7 +26,7 @@ use e2d_core::ids::{ClusterId, Revision, Tick};
 use e2d_core::lease::Lessor;
 use e2d_core::mvcc::request::{Answer, Request, Response};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tonic::Status;
 
 pub use crate::cli::ETCD_VERSION;
@@ -62,6 +62,8 @@ pub struct Inner {
     pub election_timeout_millis: u64,
     /// The start of the process' time.
     pub started: Instant,
+    /// A request that takes longer is warned about.
+    pub warn_after: Duration,
     /// The alarms as of the last change.
     pub alarms: Arc<Mutex<Vec<Alarm>>>,
     /// The member list.

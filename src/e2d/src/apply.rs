@@ -157,6 +157,8 @@ pub struct Applier {
     pub started: Instant,
     /// What a new leader adds to every lease: holders could not reach a leader for that long.
     pub election_millis: u64,
+    /// An entry that takes longer is warned about.
+    pub warn_after: Duration,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -240,7 +242,18 @@ impl Applier {
                         let op = op_of(&command.request);
                         let answer = self.machine.apply(&view, command.request, context, &mut changes)?;
                         let ended = Instant::now();
-                        let seconds = ended.duration_since(began).as_secs_f64();
+                        let took = ended.duration_since(began);
+                        let seconds = took.as_secs_f64();
+                        if took > self.warn_after {
+                            self.metrics.server.slow_apply.inc();
+                            tracing::warn!(
+                                index = entry.index.0,
+                                request = ?op,
+                                milliseconds = took.as_millis() as u64,
+                                expected_milliseconds = self.warn_after.as_millis() as u64,
+                                "applying an entry took long"
+                            );
+                        }
                         self.metrics.server.apply_seconds(op, answer.outcome.is_ok()).observe(seconds);
                         began = ended;
                         alarms_changed |= matches!(answer.outcome, Ok(Response::Alarms(_)));

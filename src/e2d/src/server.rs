@@ -287,6 +287,7 @@ impl Node {
             changes: Box::new(ToWatchers(watch.clone())),
             started,
             election_millis: election.as_millis() as u64,
+            warn_after: config.log.warning_apply_duration,
             metrics: metrics.clone(),
         };
         let sender = fatal.clone();
@@ -339,6 +340,7 @@ impl Node {
             quota_bytes: config.storage.quota_bytes,
             election_timeout_millis: election.as_millis() as u64,
             started,
+            warn_after: config.log.warning_unary_request_duration,
             alarms: shared_alarms,
             members: Arc::new(Mutex::new(vec![pb::Member {
                 id: identity.member.0,

@@ -1,12 +1,16 @@
 //! What every call has to pass before it reaches its service.
 
 use super::Api;
+use crate::metrics::methods::{self, METHODS};
 use e2d_api::errors::{self, Known};
 use futures_util::future::Either;
 use http::{HeaderMap, Request, Response};
+use pin_project_lite::pin_project;
 use std::convert::Infallible;
-use std::future::{Ready, ready};
-use std::task::{Context, Poll};
+use std::future::{self, Future, Ready};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 use tonic::Status;
 use tonic::body::Body;
 
@@ -42,7 +46,7 @@ where
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Either<Ready<Result<Response<Body>, Infallible>>, S::Future>;
+    type Future = Either<Ready<Result<Response<Body>, Infallible>>, Timed<S::Future>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(context)
@@ -50,8 +54,49 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         match self.api.may_pass(request.headers()) {
-            Ok(()) => Either::Right(self.inner.call(request)),
-            Err(known) => Either::Left(ready(Ok(Status::from(known).into_http()))),
+            Ok(()) => {
+                let timed = Timed {
+                    method: methods::find(request.uri().path()),
+                    began: Instant::now(),
+                    warn_after: self.api.warn_after,
+                    future: self.inner.call(request),
+                };
+                Either::Right(timed)
+            }
+            Err(known) => Either::Left(future::ready(Ok(Status::from(known).into_http()))),
         }
+    }
+}
+
+pin_project! {
+    /// A call that is warned about when it takes long. The future of a stream ends when the stream begins, so only unary
+    /// calls can.
+    pub struct Timed<F> {
+        method: usize,
+        began: Instant,
+        warn_after: Duration,
+        #[pin]
+        future: F,
+    }
+}
+
+impl<F: Future> Future for Timed<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let output = ready!(this.future.poll(context));
+        let took = this.began.elapsed();
+        if took > *this.warn_after {
+            let method = &METHODS[*this.method];
+            tracing::warn!(
+                service = method.service,
+                method = method.name,
+                milliseconds = took.as_millis() as u64,
+                expected_milliseconds = this.warn_after.as_millis() as u64,
+                "a request took long"
+            );
+        }
+        Poll::Ready(output)
     }
 }

@@ -163,8 +163,6 @@ pub struct Limits {
     pub max_request_bytes: u64,
     /// HTTP/2 streams on one connection.
     pub max_concurrent_streams: u32,
-    /// A client that pings more often than this is disconnected.
-    pub keepalive_min_time: Duration,
     /// Pings from the server on idle connections. `None` sends none.
     pub keepalive: Option<Keepalive>,
     /// Time between two progress notifications to a watcher without events.

@@ -464,7 +464,6 @@ impl Resolver<'_> {
             max_request_bytes: self.count(Id::MaxRequestBytes),
             // The table keeps it within 32 bits.
             max_concurrent_streams: u32::try_from(self.count(Id::MaxConcurrentStreams)).unwrap_or(u32::MAX),
-            keepalive_min_time: self.duration(Id::KeepaliveMinTime),
             keepalive: (!off).then_some(keepalive),
             watch_progress_notify_interval: self.duration(Id::WatchProgressNotifyInterval),
         }

@@ -250,11 +250,6 @@ settings! {
         kind: Kind::Count { min: 1, max: u32::MAX as u64 }, default: Text("4294967295"),
         help: "Streams that a client may have open on one connection.",
     }
-    KeepaliveMinTime: "limits" {
-        name: "grpc-keepalive-min-time", etcd: "grpc-keepalive-min-time",
-        kind: ANY, default: Text("5s"),
-        help: "A client that pings more often than this is disconnected.",
-    }
     KeepaliveInterval: "limits" {
         name: "grpc-keepalive-interval", etcd: "grpc-keepalive-interval",
         kind: ANY, default: Text("2h"),

@@ -268,7 +268,6 @@ fn the_defaults_are_those_of_etcd_and_reach_this_machine_only() {
                 max_txn_ops: 128,
                 max_request_bytes: 1_572_864,
                 max_concurrent_streams: u32::MAX,
-                keepalive_min_time: Duration::from_secs(5),
                 keepalive: Some(Keepalive { interval: Duration::from_secs(7200), timeout: Duration::from_secs(20) }),
                 watch_progress_notify_interval: Duration::from_secs(600),
             },
@@ -481,7 +480,7 @@ fn each_mistake_is_named_with_its_place() {
         "expected at least five times the heartbeat interval, which is 100ms by --heartbeat-interval (default), \
          found 499ms",
     );
-    f("grpc-keepalive-min-time", "5", "expected a duration such as 500ms, 1m30s or 1h, found \"5\"");
+    f("grpc-keepalive-interval", "5", "expected a duration such as 500ms, 1m30s or 1h, found \"5\"");
     f("watch-progress-notify-interval", "10us", "expected a duration of at least 1ms, found \"10us\"");
     f("auto-compaction-mode", "hourly", "expected one of periodic, revision, found \"hourly\"");
     f(

@@ -104,7 +104,7 @@ const BBOLT: &str = "the store is not bbolt";
 const SNAPSHOTS: &str = "the write-ahead log is cut by the store's own progress";
 const V2: &str = "the v2 API is not served";
 const CHECKSUMS: &str = "every record is verified whenever it is read";
-const LEASES: &str = "the remaining time of leases is kept without being asked";
+const LEASES: &str = "leases start anew with a new leader in this version";
 const GO: &str = "there is no Go runtime";
 const TRACING: &str = "traces are not exported in this version";
 const LOGS: &str = "the log goes to one stream, whose reader rotates it";
@@ -136,7 +136,8 @@ foreign! {
     "backend-batch-limit" Int "0" NoEffect(BBOLT);
     "socket-reuse-port" Bool "false" NoEffect("a port is never shared with another process");
     "socket-reuse-address" Bool "false" NoEffect("addresses are always reused after a restart");
-    "enable-grpc-gateway" Bool "true" NoEffect("the JSON paths cannot be switched off");
+    "enable-grpc-gateway" Bool "true" NoEffect("there are no JSON paths in this version");
+    "grpc-keepalive-min-time" Duration "5s" NoEffect("clients may ping as often as they like");
     "raft-read-timeout" Duration "5s" NoEffect(ONE_NODE);
     "raft-write-timeout" Duration "5s" NoEffect(ONE_NODE);
     "feature-gates" Gates "" NoEffect("nothing here hides behind a feature gate");
