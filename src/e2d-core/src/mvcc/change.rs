@@ -7,6 +7,6 @@ use super::record::Record;
 pub struct Change {
     /// The event.
     pub record: Record,
-    /// The put that it replaced or deleted, for watchers that ask for the previous key-value.
+    /// What the key was before the revision of the event, for watchers that ask for the previous key-value.
     pub previous: Option<Record>,
 }

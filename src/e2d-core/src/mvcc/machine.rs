@@ -338,7 +338,7 @@ impl<'a, 't, T: Tables> Writer<'a, 't, T> {
             self.attach(lease, &put.key, record.as_ref().created);
         }
         let previous = head.map(Found::into_record).filter(|head| !head.as_ref().is_tombstone());
-        self.push(record, previous.clone());
+        self.push(record, previous.clone())?;
         Ok(PutResponse { previous: if put.prev_kv { previous } else { None } })
     }
 
@@ -349,7 +349,7 @@ impl<'a, 't, T: Tables> Writer<'a, 't, T> {
             ControlFlow::Continue(())
         })?;
         for record in &found {
-            self.push_tombstone(record);
+            self.push_tombstone(record)?;
         }
         let deleted = found.len() as u64;
         Ok(DeleteRangeResponse { deleted, previous: if delete.prev_kv { found } else { Vec::new() } })
@@ -358,22 +358,30 @@ impl<'a, 't, T: Tables> Writer<'a, 't, T> {
     fn delete(&mut self, key: &[u8]) -> Result<(), StoreError> {
         let head = self.view.head(key)?.map(Found::into_record);
         if let Some(head) = head.filter(|head| !head.as_ref().is_tombstone()) {
-            self.push_tombstone(&head);
+            self.push_tombstone(&head)?;
         }
         Ok(())
     }
 
-    fn push_tombstone(&mut self, live: &Record) {
+    fn push_tombstone(&mut self, live: &Record) -> Result<(), StoreError> {
         let head = live.as_ref();
         self.detach(head.lease, head.key(), Some(head.created));
         let record = Record::encode(NewEvent { at: self.place(), key: head.key(), put: None, before: Some(head) });
-        self.push(record, Some(live.clone()));
+        self.push(record, Some(live.clone()))
     }
 
-    fn push(&mut self, record: Record, previous: Option<Record>) {
+    fn push(&mut self, record: Record, replaced: Option<Record>) -> Result<(), StoreError> {
+        // Watchers are told what the key was before the whole request, which may write it more than once.
+        let previous = match replaced {
+            Some(replaced) if replaced.as_ref().at.main > self.before => {
+                self.view.get(record.as_ref().key(), self.before)?.map(Found::into_record)
+            }
+            replaced => replaced,
+        };
         self.events += 1;
         self.view.layers().active.push(record.clone());
         self.changes.push(Change { record, previous });
+        Ok(())
     }
 
     fn attach(&mut self, lease: Option<LeaseId>, key: &Bytes, created: At) {

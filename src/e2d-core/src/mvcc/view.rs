@@ -380,14 +380,17 @@ impl<'t, T: Tables> View<'t, T> {
             let previous = match event.previous {
                 // Whether a sweep has removed it yet makes no difference.
                 Some(previous) if with_previous && published.compacted.is_none_or(|compacted| main > compacted) => {
-                    self.event(previous)
+                    self.event(previous).and_then(|previous| match previous {
+                        // What the key was before the whole revision: it may hold several events of one key.
+                        Some(previous) => self.back_to(previous, Revision(main.0 - 1)),
+                        None => Ok(None),
+                    })
                 }
                 _ => Ok(None),
             };
             match previous {
                 Ok(previous) => {
-                    let previous = previous.filter(|found| !found.as_ref().is_tombstone()).map(Found::into_record);
-                    out.push(Change { record: event.to_record(), previous });
+                    out.push(Change { record: event.to_record(), previous: previous.map(Found::into_record) });
                     ControlFlow::Continue(())
                 }
                 Err(error) => {

@@ -565,3 +565,27 @@ fn every_readable_revision_reads_as_it_was() {
         run_model(seed, 150);
     }
 }
+
+#[test]
+fn the_previous_value_is_that_before_the_whole_transaction() {
+    let mut node = Node::new(1024);
+    node.ok(Request::Put(put("a", "old")));
+    node.changes.clear();
+    let ops = vec![Op::Put(put("a", "mid")), Op::DeleteRange(delete("a", "\0")), Op::Put(put("b", "new"))];
+    node.ok(Request::Txn(Txn { success: ops, ..Txn::default() }));
+    let text = |change: &Change| {
+        change.previous.as_ref().map(|previous| String::from_utf8_lossy(&previous.value()).into_owned())
+    };
+    let told: Vec<_> = node.changes.iter().map(text).collect();
+    assert_eq!(told, [Some("old".into()), Some("old".into()), None]);
+    for committed in [false, true] {
+        if committed {
+            node.freeze();
+            node.commit();
+        }
+        let mut read = Vec::new();
+        let view = View::new(node.layers.clone(), &node.tables);
+        view.changes(Revision(3), node.machine.published(), 1 << 20, true, &mut read).unwrap();
+        assert_eq!(read.iter().map(text).collect::<Vec<_>>(), told);
+    }
+}
