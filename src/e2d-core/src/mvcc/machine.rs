@@ -69,9 +69,9 @@ impl Machine {
         changes: &mut Vec<Change>,
     ) -> Result<Answer, StoreError> {
         let outcome = match self.check(view, &request)? {
-            Ok(()) => {
+            Ok(path) => {
                 let mut writer = Writer::new(self, view, entry, changes);
-                let response = writer.write(request)?;
+                let response = writer.write(request, &path)?;
                 if writer.events > 0 {
                     self.published.revision = self.published.revision.next();
                 }
@@ -82,15 +82,15 @@ impl Machine {
         Ok(Answer { revision: self.published.revision, outcome })
     }
 
-    /// Reads, and may refuse.
-    fn check<T: Tables>(&self, view: &View<'_, T>, request: &Request) -> Result<Result<(), Rejected>, StoreError> {
+    /// Reads, and may refuse. Gives the way that a transaction takes; other requests have none.
+    fn check<T: Tables>(&self, view: &View<'_, T>, request: &Request) -> Result<Result<Path, Rejected>, StoreError> {
         if let Err(rejected) = self.check_alarms(request) {
             return Ok(Err(rejected));
         }
-        Ok(match request {
+        let checked = match request {
             // etcd looks at the lease first, and inside a transaction at the key.
             Request::Put(put) => match self.check_lease(put) {
-                Ok(()) => return self.check_kept(view, put),
+                Ok(()) => self.check_kept(view, put)?,
                 refused => refused,
             },
             Request::Txn(txn) => return self.check_txn(view, txn),
@@ -98,7 +98,8 @@ impl Machine {
             Request::LeaseGrant { id, .. } if self.leases().exists(*id) => Err(Rejected::LeaseExists(*id)),
             Request::LeaseRevoke(id) if !self.leases().exists(*id) => Err(Rejected::LeaseNotFound(*id)),
             _ => Ok(()),
-        })
+        };
+        Ok(checked.map(|()| Path::default()))
     }
 
     fn check_alarms(&self, request: &Request) -> Result<(), Rejected> {
@@ -138,21 +139,22 @@ impl Machine {
         }
     }
 
-    /// Checks the operations that will run: what is compared is the state before the transaction, at every depth.
-    fn check_txn<T: Tables>(&self, view: &View<'_, T>, txn: &Txn) -> Result<Result<(), Rejected>, StoreError> {
-        let branch = if self.holds(view, &txn.compare)? { &txn.success } else { &txn.failure };
-        for op in branch {
+    /// Decides which operations will run, and checks them: what is compared is the state before the transaction, at
+    /// every depth.
+    fn check_txn<T: Tables>(&self, view: &View<'_, T>, txn: &Txn) -> Result<Result<Path, Rejected>, StoreError> {
+        let mut path = Path { succeeded: holds(view, &txn.compare, self.published.revision)?, nested: Vec::new() };
+        for op in if path.succeeded { &txn.success } else { &txn.failure } {
             let checked = match op {
                 Op::Range(query) => self.published.check(query.revision),
                 Op::Put(put) => self.check_kept(view, put)?.and_then(|()| self.check_lease(put)),
-                Op::Txn(txn) => self.check_txn(view, txn)?,
+                Op::Txn(txn) => self.check_txn(view, txn)?.map(|nested| path.nested.push(nested)),
                 Op::DeleteRange(_) => Ok(()),
             };
-            if checked.is_err() {
-                return Ok(checked);
+            if let Err(rejected) = checked {
+                return Ok(Err(rejected));
             }
         }
-        Ok(Ok(()))
+        Ok(Ok(path))
     }
 
     fn check_compact(&self, revision: Option<Revision>) -> Result<(), Rejected> {
@@ -166,15 +168,10 @@ impl Machine {
             }),
         }
     }
-
-    /// Whether all comparisons hold on the state before the request.
-    fn holds<T: Tables>(&self, view: &View<'_, T>, compares: &[Compare]) -> Result<bool, StoreError> {
-        holds(view, compares, self.published.revision)
-    }
 }
 
 /// Whether all comparisons hold at a revision.
-pub fn holds<T: Tables>(view: &View<'_, T>, compares: &[Compare], at: Revision) -> Result<bool, StoreError> {
+fn holds<T: Tables>(view: &View<'_, T>, compares: &[Compare], at: Revision) -> Result<bool, StoreError> {
     for compare in compares {
         let (mut any, mut all) = (false, true);
         view.scan(&compare.range, at, &mut |found| {
@@ -233,11 +230,11 @@ impl<'a, 't, T: Tables> Writer<'a, 't, T> {
         Writer { machine, view, entry, changes, before, events: 0 }
     }
 
-    fn write(&mut self, request: Request) -> Result<Response, StoreError> {
+    fn write(&mut self, request: Request, path: &Path) -> Result<Response, StoreError> {
         Ok(match request {
             Request::Put(put) => Response::Put(self.put(&put)?),
             Request::DeleteRange(delete) => Response::DeleteRange(self.delete_range(&delete)?),
-            Request::Txn(txn) => Response::Txn(self.txn(&txn, &Path::of(self, &txn)?)?),
+            Request::Txn(txn) => Response::Txn(self.txn(&txn, path)?),
             Request::Compact(revision) => {
                 let revision = revision.unwrap_or_default();
                 self.machine.published.compacted = Some(revision);
@@ -418,20 +415,10 @@ impl<'a, 't, T: Tables> Writer<'a, 't, T> {
 }
 
 /// Which branch each transaction takes, decided before anything is written.
+#[derive(Default)]
 struct Path {
     succeeded: bool,
     nested: Vec<Path>,
-}
-
-impl Path {
-    fn of<T: Tables>(writer: &Writer<'_, '_, T>, txn: &Txn) -> Result<Path, StoreError> {
-        let succeeded = writer.machine.holds(writer.view, &txn.compare)?;
-        let nested = if succeeded { &txn.success } else { &txn.failure }
-            .iter()
-            .filter_map(|op| if let Op::Txn(txn) = op { Some(Path::of(writer, txn)) } else { None })
-            .collect::<Result<_, _>>()?;
-        Ok(Path { succeeded, nested })
-    }
 }
 
 impl Txn {
