@@ -27,17 +27,18 @@ impl Api {
     pub fn gate<S>(&self, inner: S) -> Gated<S> {
         Gated { api: self.clone(), inner }
     }
+}
 
-    fn may_pass(&self, headers: &HeaderMap) -> Result<(), Known> {
-        if headers.get("client-api-version").is_some_and(|version| std::str::from_utf8(version.as_bytes()).is_err()) {
-            return Err(errors::INVALID_CLIENT_API_VERSION);
-        }
-        let needs_leader = headers.get("hasleader").is_some_and(|value| value.as_bytes() == b"true");
-        if needs_leader && self.consensus.state().leader().is_none() {
-            return Err(errors::NO_LEADER);
-        }
-        Ok(())
+/// Whether a call may pass, and if so, whether its streams are to end when the leader is lost.
+pub(super) fn may_pass(headers: &HeaderMap, has_leader: impl FnOnce() -> bool) -> Result<bool, Known> {
+    if headers.get("client-api-version").is_some_and(|version| std::str::from_utf8(version.as_bytes()).is_err()) {
+        return Err(errors::INVALID_CLIENT_API_VERSION);
     }
+    let needs_leader = headers.get("hasleader").is_some_and(|value| value.as_bytes() == b"true");
+    if needs_leader && !has_leader() {
+        return Err(errors::NO_LEADER);
+    }
+    Ok(needs_leader)
 }
 
 impl<S, B> tower::Service<Request<B>> for Gated<S>
@@ -53,8 +54,8 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        match self.api.may_pass(request.headers()) {
-            Ok(()) => {
+        match may_pass(request.headers(), || self.api.consensus.state().leader().is_some()) {
+            Ok(_) => {
                 let timed = Timed {
                     method: methods::find(request.uri().path()),
                     began: Instant::now(),

@@ -13,6 +13,7 @@ mod outgoing;
 
 pub use hub::{WatchHandle, WatchThread, start};
 
+use super::gate::may_pass;
 use super::generated::watch_server::Watch;
 use super::wire::{Header, WatchResponse};
 use bytes::Bytes;
@@ -32,9 +33,6 @@ use tokio_stream::Stream;
 use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Status, Streaming};
 
-const STOPPED: &str = "etcdserver: server stopped";
-const NO_LEADER: &str = "etcdserver: no leader";
-const BAD_CLIENT_VERSION: &str = "etcdserver: invalid client api version";
 
 /// A client that is sent messages without end gets its requests read after so many of them.
 const RESPONSES_PER_REQUEST: u32 = 32;
@@ -75,24 +73,6 @@ impl<G: Gate> WatchService<G> {
     }
 }
 
-/// Whether a client wants to be refused, and its streams ended, while there is no leader.
-pub fn needs_leader(metadata: &MetadataMap) -> bool {
-    metadata.get("hasleader").is_some_and(|value| value.as_bytes() == b"true")
-}
-
-/// The API version that a client says it has, empty if it says none.
-///
-/// # Errors
-/// It is no text. The status is etcd's for that.
-pub fn client_api_version(metadata: &MetadataMap) -> Result<&str, Status> {
-    match metadata.get("client-api-version") {
-        None => Ok(""),
-        Some(version) => {
-            std::str::from_utf8(version.as_bytes()).map_err(|_| Status::invalid_argument(BAD_CLIENT_VERSION))
-        }
-    }
-}
-
 #[tonic::async_trait]
 impl<G: Gate> Watch for WatchService<G> {
     type WatchStream = WatchStream<G>;
@@ -102,11 +82,7 @@ impl<G: Gate> Watch for WatchService<G> {
         request: tonic::Request<Streaming<pb::WatchRequest>>,
     ) -> Result<tonic::Response<WatchStream<G>>, Status> {
         let (metadata, extensions, requests) = request.into_parts();
-        client_api_version(&metadata)?;
-        let needs_leader = needs_leader(&metadata);
-        if needs_leader && !self.gate.has_leader() {
-            return Err(Status::unavailable(NO_LEADER));
-        }
+        let needs_leader = may_pass(metadata.as_ref(), || self.gate.has_leader())?;
         let client = self.gate.client(&metadata, &extensions);
         let (stream, outgoing) = self.hub.open(needs_leader)?;
         Ok(tonic::Response::new(WatchStream {

@@ -5,6 +5,7 @@
 //! stream at most once for it.
 
 use super::outgoing::{Outgoing, Taken};
+use e2d_api::errors;
 use e2d_core::ids::{Revision, Tick};
 use e2d_core::mvcc::change::Change;
 use e2d_core::watch::{Counts, History, Hub, Limits, NewWatch, Refusal, StreamId, WatchId};
@@ -102,7 +103,7 @@ where
         };
         let result = driver.run();
         if let Err(error) = &result {
-            driver.end_all(&Status::unavailable(super::STOPPED));
+            driver.end_all(&errors::STOPPED.into());
             failed(error);
         }
         result
@@ -156,7 +157,7 @@ impl WatchHandle {
     /// Ends all streams and the thread. New streams are refused.
     pub fn stop(&self) {
         let mut state = self.inbox.lock();
-        state.closed.get_or_insert_with(|| Status::unavailable(super::STOPPED));
+        state.closed.get_or_insert_with(|| Status::from(errors::STOPPED));
         self.inbox.wake(state);
     }
 
@@ -316,7 +317,7 @@ impl<H: History> Driver<H> {
                 }
                 Request::LeaderLost => {
                     let lost = self.outgoing.iter().flatten().filter(|outgoing| outgoing.needs_leader);
-                    lost.for_each(|outgoing| outgoing.end(Status::unavailable(super::NO_LEADER)));
+                    lost.for_each(|outgoing| outgoing.end(errors::NO_LEADER.into()));
                     continue;
                 }
                 _ => {}
