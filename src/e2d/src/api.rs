@@ -16,6 +16,7 @@ pub mod wire;
 
 pub use convert::Limits;
 
+use crate::clock::ticks_since;
 use crate::consensus::Handle;
 use crate::http::serve::GrpcService;
 use crate::http::services::End;
@@ -124,7 +125,7 @@ impl Api {
     }
 
     fn now(&self) -> Tick {
-        Tick(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
+        ticks_since(self.started)
     }
 
     /// Puts a request through the log.

@@ -4,6 +4,7 @@
 //! clients and tells watchers: nobody hears of a change that a reader could miss. What applying means is
 //! `e2d_core::mvcc::machine`.
 
+use crate::clock::ticks_since;
 use crate::consensus::{Inbox, Input, Pending, State};
 use crate::metrics::{ApplyOp, Metrics};
 use crate::store::{AppliedState, Flusher, Store};
@@ -306,7 +307,7 @@ impl Applier {
     }
 
     fn now(&self) -> Tick {
-        Tick(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
+        ticks_since(self.started)
     }
 }
 

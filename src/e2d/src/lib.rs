@@ -3,6 +3,7 @@
 pub mod api;
 pub mod apply;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod consensus;
 pub mod data_dir;

@@ -7,6 +7,7 @@ use crate::api::watch::{self, Gate, WatchHandle, WatchService};
 use crate::api::{Api, Inner, Limits, wire};
 use crate::apply::{Applier, ApplyQueue, Changes, FlushPolicy};
 use crate::cli::{ExitCode, Failure, GIT_SHA, VERSION};
+use crate::clock::ticks_since;
 use crate::config::{AutoCompaction, Config, Endpoint, MetricsLevel};
 use crate::consensus::{self, Handle, Inbox, Pending, State};
 use crate::data_dir::{DataDir, Refused};
@@ -23,7 +24,7 @@ use anyhow::Context;
 use e2d_api::etcdserverpb as pb;
 use e2d_core::alarm::Alarm;
 use e2d_core::compactor::{self, Compactor, Retention};
-use e2d_core::ids::{ClusterId, LogIndex, MemberId, Revision, Tick};
+use e2d_core::ids::{ClusterId, LogIndex, MemberId, Revision};
 use e2d_core::lease::{Lessor, Settings as LessorSettings};
 use e2d_core::mvcc::change::Change;
 use e2d_core::mvcc::machine::Machine;
@@ -505,10 +506,6 @@ async fn forward_flushed(mut flushed: tokio_watch::Receiver<LogIndex>, handle: H
     }
 }
 
-fn now(started: Instant) -> Tick {
-    Tick(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX))
-}
-
 /// Puts the end of every lease whose time is up into the log, while this member leads.
 async fn expire_leases(lessor: Arc<Mutex<Lessor>>, handle: Handle, started: Instant) {
     /// New leases are looked for so often; the shortest lives two seconds.
@@ -516,7 +513,7 @@ async fn expire_leases(lessor: Arc<Mutex<Lessor>>, handle: Handle, started: Inst
     loop {
         tokio::time::sleep(LOOK).await;
         let term = handle.state().term();
-        let due = lessor.lock().unwrap_or_else(PoisonError::into_inner).due(now(started), EXPIRIES_AT_ONCE);
+        let due = lessor.lock().unwrap_or_else(PoisonError::into_inner).due(ticks_since(started), EXPIRIES_AT_ONCE);
         for life in due {
             let handle = handle.clone();
             tokio::spawn(async move {
@@ -539,14 +536,14 @@ fn retention(auto: AutoCompaction) -> Option<Retention> {
 }
 
 async fn compact_by_schedule(retention: Retention, store: Store, handle: Handle, started: Instant) {
-    let mut compactor = Compactor::new(retention, now(started), store.published().revision);
+    let mut compactor = Compactor::new(retention, ticks_since(started), store.published().revision);
     loop {
-        let wait = compactor.next_deadline().millis_since(now(started));
+        let wait = compactor.next_deadline().millis_since(ticks_since(started));
         tokio::time::sleep(Duration::from_millis(wait)).await;
         let published = store.published();
         let view =
             compactor::View { current: published.revision, compacted: published.compacted, leading: handle.leads() };
-        if let Some(revision) = compactor.turn(now(started), view) {
+        if let Some(revision) = compactor.turn(ticks_since(started), view) {
             match handle.propose(Request::Compact(Some(revision))).await {
                 Ok(answered) => {
                     tracing::info!(%revision, refused = ?answered.answer.outcome.err(), "compacted by schedule")

@@ -33,7 +33,6 @@ use tokio_stream::Stream;
 use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Status, Streaming};
 
-
 /// A client that is sent messages without end gets its requests read after so many of them.
 const RESPONSES_PER_REQUEST: u32 = 32;
 

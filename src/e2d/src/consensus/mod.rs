@@ -85,7 +85,6 @@ pub struct State {
     term: AtomicU64,
     leader: AtomicU64,
     committed: AtomicU64,
-    last_index: AtomicU64,
     leader_changes: AtomicU64,
     /// This member leads, is the only voter, and has applied an entry of its term: then nothing can have been
     /// acknowledged that it has not applied, and a read needs nobody else.
@@ -116,11 +115,6 @@ impl State {
     /// How often the leader changed since the start, the first election included.
     pub fn leader_changes(&self) -> u64 {
         self.leader_changes.load(Ordering::Relaxed)
-    }
-
-    /// The last entry in the log.
-    pub fn last_index(&self) -> LogIndex {
-        LogIndex(self.last_index.load(Ordering::Acquire))
     }
 }
 

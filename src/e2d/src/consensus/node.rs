@@ -369,7 +369,6 @@ impl Node {
         self.state.term.store(raft.term, Ordering::Release);
         self.state.leader.store(raft.leader_id, Ordering::Release);
         self.state.committed.store(raft.raft_log.committed, Ordering::Release);
-        self.state.last_index.store(raft.raft_log.last_index(), Ordering::Release);
         if raft.state == StateRole::Leader && self.is_only_voter() && !self.state.alone.load(Ordering::Relaxed) {
             // Everything up to an entry of this term is applied: nothing acknowledged is missing.
             let applied = self.applied.borrow().0;

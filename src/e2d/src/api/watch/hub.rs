@@ -5,6 +5,7 @@
 //! stream at most once for it.
 
 use super::outgoing::{Outgoing, Taken};
+use crate::clock::ticks_since;
 use e2d_api::errors;
 use e2d_core::ids::{Revision, Tick};
 use e2d_core::mvcc::change::Change;
@@ -294,7 +295,7 @@ impl<H: History> Driver<H> {
     }
 
     fn now(&self) -> Tick {
-        Tick(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
+        ticks_since(self.started)
     }
 
     fn serve(&mut self, requests: Vec<(u64, Request)>) {
