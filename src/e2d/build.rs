@@ -24,7 +24,7 @@ fn main() {
     let rustc = rustc.and_then(|rustc| output(&rustc, &["--version"]));
     for (name, value) in [("GIT_SHA", sha), ("DATE", date), ("RUSTC", rustc)] {
         let value = value.unwrap_or_else(|| "unknown".into());
-        println!("cargo::rustc-env=E2D_BUILD_{name}={value}");
+        println!("cargo::rustc-env=BUILT_E2D_{name}={value}");
     }
 }
 

@@ -9,14 +9,14 @@ pub const ETCD_VERSION: &str = "3.6.14";
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The commit that the binary was built from, or `unknown`.
-pub const GIT_SHA: &str = env!("E2D_BUILD_GIT_SHA");
+pub const GIT_SHA: &str = env!("BUILT_E2D_GIT_SHA");
 
 /// When the source was committed or, where `SOURCE_DATE_EPOCH` was set, that time; `unknown` in debug builds. Never
 /// the time of the build, which would make every binary a different one.
-pub const DATE: &str = env!("E2D_BUILD_DATE");
+pub const DATE: &str = env!("BUILT_E2D_DATE");
 
 /// The compiler.
-pub const RUSTC: &str = env!("E2D_BUILD_RUSTC");
+pub const RUSTC: &str = env!("BUILT_E2D_RUSTC");
 
 /// One line of JSON with the keys that scripts know from the original. There is no Go in here and the line says so.
 pub(super) fn line() -> String {
